@@ -1,0 +1,33 @@
+# Two commands do everything on a machine with Python >= 3.11, git, make and gcc: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/python
+# DeepSpeed compiles a small communication library on its first CPU start and needs ninja on the PATH for it.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: install demo test test-long lint bench clean
+install: $(VENV)/.installed
+
+# torch is installed by its constraint first: an unpinned one would pull gigabytes of CUDA onto machines without a GPU.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dft_mm needs Python >= 3.11, this is ' + sys.version)"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[eval,demo,dev]"
+	$(RUN) -m pip install --quiet --no-deps --constraint constraints.txt ms-vlmeval
+	touch $@
+
+demo: install
+	$(RUN) -m dft_mm demo
+
+test: install
+	$(RUN) -m pytest -m "not long and not gpu"
+
+test-long: install
+	$(RUN) -m pytest -m "long"
+
+lint: install
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf runs build dist

@@ -1,0 +1,307 @@
+"""The recipe: one closed, frozen value that holds every setting of a run. Loading it has no side effects."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dft_mm.errors import InputError
+
+Part = Literal["vision", "projector", "language", "embeddings"]
+Format = Literal["wethink", "messages", "problem_solution", "columns"]
+
+
+class Section(BaseModel):
+    """A closed, frozen group of settings; every field says what it is where it is defined."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class LoraConfig(Section):
+    rank: int = Field(default=8, ge=1)
+    """Rank of the adapter matrices."""
+    alpha: float = Field(default=16.0, gt=0)
+    """Adapter output is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter input while training."""
+    targets: str | list[str] = "all-linear"
+    """`all-linear` (of the language model), or names of linear layers, such as [q_proj, v_proj]."""
+
+
+class ModelConfig(Section):
+    path: str
+    """Hub id, local folder, or a built-in tiny model: builtin:tiny-vl, builtin:tiny-lm."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of forward and backward; master weights and gradient accumulation are float32 whatever it is."""
+    attention: Literal["sdpa", "flash", "eager"] = "sdpa"
+    """Attention kernel; flash needs the flash-attn package and a GPU."""
+    freeze: list[Part] = []
+    """Parts that do not learn: vision, projector, language, embeddings (input embedding and output head)."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the weights."""
+
+
+class ColumnsConfig(Section):
+    """Which column of any other layout plays which role."""
+
+    prompt: str = Field(validation_alias=AliasChoices("prompt", "problem", "question", "query", "user"))
+    """Column with the user's text."""
+    response: str = Field(
+        validation_alias=AliasChoices("response", "answer", "solution", "completion", "output", "assistant")
+    )
+    """Column with the text to learn."""
+    system: str | None = None
+    """Column with a system prompt."""
+    images: str | None = Field(default=None, validation_alias=AliasChoices("images", "image", "image_path"))
+    """Column with one picture path or a list of them; they stand before the text unless it holds `<image>` marks."""
+    id: str | None = None
+    """Column with the row's id."""
+
+
+class SourceConfig(Section):
+    path: str
+    """File of rows: JSONL or JSON."""
+    format: Format
+    """Layout of a row."""
+    images: str | None = None
+    """Folder that the rows' picture paths are relative to, and may not leave; default: the folder of `path`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use the first so many rows of the file."""
+    columns: ColumnsConfig | None = None
+    """For format `columns`: which column is which."""
+
+    @model_validator(mode="after")
+    def _columns_belong_to_the_columns_format(self) -> "SourceConfig":
+        if (self.format == "columns") != (self.columns is not None):
+            raise ValueError("`columns: {prompt: …, response: …}` is given exactly when format is `columns`")
+        return self
+
+
+class DataConfig(Section):
+    train: list[SourceConfig] = Field(min_length=1)
+    """Files to learn from."""
+    heldout: list[SourceConfig] = []
+    """Files whose loss is measured, never learned from."""
+    heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Instead of `heldout`: this share of the training rows, chosen by seed."""
+    max_length: int = Field(default=4096, ge=8)
+    """Tokens of one example, images included."""
+    too_long: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a longer one; every case is counted. An image is never cut."""
+    min_pixels: int = Field(default=3136, ge=784)
+    """A smaller picture is enlarged to this area."""
+    max_pixels: int = Field(default=1003520, ge=784)
+    """A larger picture is reduced to this area; 784 pixels (28 x 28) make one token."""
+    supervise: Literal["answers", "last_answer"] = "answers"
+    """Learn from every assistant turn, or from the last one only."""
+    pack: Literal[False] = False
+    """Rows of a micro-batch are padded to the longest."""
+    bad_rows: float = Field(default=0.01, ge=0, le=1)
+    """Largest fraction of rows that may be quarantined before the run refuses to start."""
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> "DataConfig":
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})")
+        if self.heldout and self.heldout_fraction:
+            raise ValueError("give heldout files or heldout_fraction, not both")
+        return self
+
+
+class LossConfig(Section):
+    name: Literal["sft", "dft"] = "dft"
+    """sft: -log p; dft: -sg(p) log p (arXiv 2508.05629, eq. 9)."""
+
+
+class OptimConfig(Section):
+    lr: float = Field(default=5.0e-5, gt=0)
+    """Highest learning rate of the schedule."""
+    vision_lr: float | None = Field(default=None, gt=0)
+    """The same for the vision tower; default: lr."""
+    projector_lr: float | None = Field(default=None, gt=0)
+    """The same for the projector (Qwen2.5-VL's merger); default: lr."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up; cosine and linear end at zero."""
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Share of all steps over which the rate rises linearly from zero."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's two decay rates."""
+    eps: float = Field(default=1.0e-8, gt=0)
+    """AdamW's term against division by zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled decay of all matrices; norms and biases have none."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient; 0: no clipping."""
+    batch_size: int = Field(default=256, ge=1)
+    """Examples of one optimizer step over all ranks."""
+
+
+class TrainConfig(Section):
+    epochs: int = Field(default=1, ge=1)
+    """Times that every example is seen."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """End after so many steps instead, if that is earlier; the schedule ends there too."""
+    micro_tokens: int = Field(default=8192, ge=8)
+    """Tokens, padding included, of one micro-batch on one rank."""
+    save_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = Field(default=2, ge=2)
+    """Newest checkpoints that are kept."""
+    heldout_every: int = Field(default=100, ge=1)
+    """Steps between measurements of the held-out loss; the last step is always measured."""
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides the order of examples, and every other draw."""
+    output: str = "runs/{name}"
+    """Run folder."""
+    deepspeed: str = "ds_configs/zero3.json"
+    """What DeepSpeed alone knows (stage, buckets, offload). All else is said here, and saying it there is an error."""
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _an_example_fits_a_micro_batch(self) -> "Recipe":
+        if self.data.max_length > self.train.micro_tokens:
+            raise ValueError(
+                f"data.max_length ({self.data.max_length}) is above train.micro_tokens ({self.train.micro_tokens}): "
+                "an example would not fit a micro-batch; raise micro_tokens or lower max_length"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output.replace("{name}", self.name))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a repeated key and reads 1e-5 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Parse YAML; raises InputError with file and line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """A file that the user named, as text; raises InputError when it is not there or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{what} not found: {path} (looked in {Path.cwd()})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} cannot be read: {path}: {error}") from error
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: field defaults, then the YAML file, then `section.key=value` (the value is YAML too).
+
+    Raises InputError that names each wrong key and the nearest known one.
+    """
+    return load_section(Recipe, path, overrides)
+
+
+def load_section(cls: type[SectionT], path: str | Path, overrides: Sequence[str] = ()) -> SectionT:
+    """The same for any closed section that lives in a file of its own, such as an evaluation suite."""
+    values = read_yaml(read_text(Path(path), cls.__name__.lower()), str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a {cls.__name__.lower()} is a mapping of keys to values, not {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(cls, values, item) for item in error.errors()]
+        raise InputError(f"{path}: " + "\n".join(lines)) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted or override.startswith("-"):
+        raise InputError(f"{override!r}: overrides look like section.key=value, for example optim.lr=1e-5")
+    *parents, leaf = dotted.split(".")
+    here = values
+    for parent in parents:
+        if here.get(parent) is None:
+            here[parent] = {}
+        here = here[parent]
+        if not isinstance(here, dict):
+            raise InputError(f"{override!r}: {parent!r} is a value, not a section, so it has no key {leaf!r}")
+    here[leaf] = read_yaml(text, override)
+
+
+def _explain(cls: type[BaseModel], values: dict[str, Any], item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "recipe"
+    if item["type"] == "extra_forbidden":
+        known = list(_keys(cls))
+        leaf = str(item["loc"][-1])
+        # The same key in another section is a likelier slip than a like-sounding one in this section.
+        near = [key for key in known if _leaf(key) == leaf]
+        near = near or difflib.get_close_matches(re.sub(r"\.\d+", "", where), known, n=1, cutoff=0.6)
+        if not near:
+            leaves = difflib.get_close_matches(leaf, [_leaf(key) for key in known], n=1, cutoff=0.6)
+            near = [key for key in known if _leaf(key) in leaves]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {where!r}{hint}"
+    if item["type"] == "missing":
+        return f"{where!r} is missing"
+    given = item.get("input")
+    shown = "" if isinstance(given, dict) or item["type"] == "value_error" else f" (got {given!r})"
+    return f"{where!r}: {item['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _leaf(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        for inner in _sections(field.annotation):
+            yield from _keys(inner, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
+
+
+def to_yaml(section: Section) -> str:
+    """Every value of a section, so that nothing depends on defaults of another version."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,111 @@
+"""The ranks of a run: who am I, sums over all, one log line from rank 0, and deciding things together."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as torch_dist
+
+from dft_mm.errors import InputError
+
+T = TypeVar("T")
+log = logging.getLogger("dft_mm")
+
+
+def setup_logging() -> None:
+    """Log lines of rank 0 on standard error, without ornament; other ranks speak only when something is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+
+
+def init() -> torch.device:
+    """Join the process group that the launcher describes, or make one of one rank; return this rank's device."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    if "RANK" not in os.environ:  # started without a launcher
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    accelerator = get_accelerator()
+    if not torch_dist.is_initialized():
+        if accelerator.device_name() != "cpu":
+            accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    return torch.device(accelerator.current_device_name())
+
+
+def rank() -> int:
+    return torch_dist.get_rank() if torch_dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if torch_dist.is_initialized():
+        torch_dist.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all ranks, on all ranks; the argument is left alone."""
+    total = values.clone()
+    if world_size() > 1:
+        torch_dist.all_reduce(total)
+    return total
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small Python value of every rank, on every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do something on rank 0 and hand its result to all ranks.
+
+    An error there is raised on every rank, so that none is left waiting.
+    """
+    outcome: list[Any] = [None]
+    if is_main():
+        try:
+            outcome = [(work(), None)]
+        except Exception as error:
+            if world_size() == 1:
+                raise
+            kind = InputError if isinstance(error, InputError) else RuntimeError
+            if kind is RuntimeError:
+                log.exception("rank 0 failed")
+            outcome = [(None, kind(str(error) if kind is InputError else f"rank 0: {error!r}"))]
+    if world_size() > 1:
+        torch_dist.broadcast_object_list(outcome, src=0)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def agree(error: Exception | None, what: str) -> None:
+    """Raise on all ranks when any of them has an error; every rank calls it."""
+    errors = gather_objects(None if error is None else f"{error!r}")
+    if error is not None:
+        raise error
+    for number, text in enumerate(errors):
+        if text is not None:
+            raise RuntimeError(f"{what} failed on rank {number}: {text}")
