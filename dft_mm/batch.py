@@ -61,6 +61,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        moved = {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                 for name, value in vars(self).items()}
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
         return Batch(**moved)

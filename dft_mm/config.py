@@ -239,7 +239,7 @@ def load_section(cls: type[SectionT], path: str | Path, overrides: Sequence[str]
     """The same for any closed section that lives in a file of its own, such as an evaluation suite."""
     values = read_yaml(read_text(Path(path), cls.__name__.lower()), str(path))
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a {cls.__name__.lower()} is a mapping of keys to values, not {type(values).__name__}")
+        raise InputError(f"{path}: a {cls.__name__.lower()} maps keys to values; this is a {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
     try:

@@ -59,8 +59,12 @@ def family_of(model_type: str) -> Family | None:
 
 def part_of(family: Family, parameter: str) -> Part:
     """The part that a parameter belongs to; raises KeyError for a name that no part covers."""
-    fits = [(len(prefix), part) for part, prefixes in family.parts.items() for prefix in prefixes
-            if parameter.startswith(prefix)]
+    fits = [
+        (len(prefix), part)
+        for part, prefixes in family.parts.items()
+        for prefix in prefixes
+        if parameter.startswith(prefix)
+    ]
     if not fits:
         raise KeyError(f"{parameter} belongs to no part of {family.name}")
     return max(fits)[1]
