@@ -1,0 +1,89 @@
+"""Trained weights → a Hugging Face folder that plain transformers loads, with everything that decides its scores."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from dft_mm.model.load import read_family
+
+# Everything beside the weights is copied as it is, so tokenizer, template and processor equal the source's.
+_COPIED = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+
+
+def gather_state(
+    model: nn.Module, is_main: bool, wanted: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True
+) -> dict[str, Tensor]:
+    """All parameters whole and on the CPU, on rank 0; an empty dict elsewhere. Every rank calls it.
+
+    One parameter at a time is gathered, so it works at every ZeRO stage and needs no room on the accelerator.
+    """
+    import deepspeed
+
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if wanted(name, parameter):
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                if is_main:
+                    state[name] = parameter.detach().cpu().clone()
+    return state
+
+
+def write_model(
+    state: Mapping[str, Tensor], source: Path, out: Path, dtype: str, provenance: Mapping[str, Any]
+) -> None:
+    """Write weights (live parameter names), config, tokenizer, processor and dft_mm.json.
+
+    A model on the meta device takes the weights over and saves itself: a model that was loaded under ZeRO-3 would write
+    wrong names (it reverses name conversions that were never applied).
+    Raises RuntimeError when a weight is missing or unknown.
+    """
+    config = AutoConfig.from_pretrained(source)
+    config.dtype = getattr(torch, dtype)
+    with torch.device("meta"):
+        skeleton = getattr(transformers, read_family(source).model_class)(config)
+    cast = {name: tensor.to(config.dtype) for name, tensor in state.items()}
+    report = skeleton.load_state_dict(cast, assign=True, strict=False)
+    skeleton.tie_weights()
+    missing = [name for name, parameter in skeleton.named_parameters() if parameter.is_meta]
+    if missing or report.unexpected_keys:
+        raise RuntimeError(f"export: missing {missing[:3]}, unknown {report.unexpected_keys[:3]}")
+    _write(out, source, provenance, lambda folder: skeleton.save_pretrained(folder))
+
+
+def write_adapter(
+    state: Mapping[str, Tensor], peft_config: Any, source: Path, out: Path, provenance: Mapping[str, Any]
+) -> None:
+    """Write a LoRA adapter as peft does, with the tokenizer and processor of its base beside it."""
+    from safetensors.torch import save_file
+
+    def save(folder: Path) -> None:
+        peft_config.save_pretrained(folder)
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    _write(out, source, provenance, save)
+
+
+def _write(out: Path, source: Path, provenance: Mapping[str, Any], save: Callable[[Path], None]) -> None:
+    """Fill a folder beside `out` and rename it, so that `out` is never half an export."""
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save(temporary)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, temporary / name)
+    (temporary / "dft_mm.json").write_text(json.dumps(provenance, indent=2, ensure_ascii=False), encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    temporary.rename(out)

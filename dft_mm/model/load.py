@@ -1,0 +1,142 @@
+"""A model folder → its tokenizer, chat template, image numbers and weights; partitioned while loading under ZeRO-3."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import HfDeepSpeedConfig
+
+from dft_mm.config import read_text
+from dft_mm.errors import InputError
+from dft_mm.families import FAMILIES, Family, family_of
+from dft_mm.model.builtin import BUILTIN, builtin_folder
+
+_BUILTIN = "builtin:"
+_ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
+# What a hub folder may hold that is needed here: never code, never pickled weights.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
+
+
+@dataclass(frozen=True)
+class Processing:
+    """All that turns conversations into model inputs."""
+
+    folder: Path
+    family: Family
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str | None
+    """Jinja source, or None where the model has none."""
+    image_token: str | None
+    """The placeholder that stands for one merged patch; None for text models."""
+    image_token_id: int | None
+    image_config: dict[str, Any] | None
+    """preprocessor_config.json; None for text models."""
+
+
+def resolve(path: str) -> Path:
+    """The local folder of `builtin:NAME`, of a local path, or of a hub id (fetched when it is not in the cache)."""
+    if path.startswith(_BUILTIN):
+        name = path.removeprefix(_BUILTIN)
+        if name not in BUILTIN:
+            raise InputError(
+                f"model.path: no built-in model {name!r}; there are {', '.join(_BUILTIN + b for b in BUILTIN)}"
+            )
+        return builtin_folder(name)
+    local = Path(path)
+    if (local / "config.json").is_file():
+        return local
+    if local.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise InputError(f"model.path: {path!r} is neither a folder with a config.json nor a hub id such as org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"model.path: {path!r} is no local folder and cannot be fetched from the hub: {error}"
+        ) from error
+
+
+def read_family(folder: Path) -> Family:
+    """The family of a model folder; raises InputError for one that is not supported."""
+    try:
+        model_type = json.loads(read_text(folder / "config.json", "model config"))["model_type"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'}: not a model config with a model_type ({error!r})") from error
+    family = family_of(model_type)
+    if family is None:
+        known = ", ".join(f"{f.model_type} ({f.name})" for f in FAMILIES)
+        raise InputError(f"{folder / 'config.json'}: model_type {model_type!r} is not supported; there are {known}")
+    return family
+
+
+def load_processing(path: str | Path) -> Processing:
+    """Tokenizer, chat template and image numbers, without the weights."""
+    folder = resolve(str(path))
+    family = read_family(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{folder}: needs a tokenizer.json (a fast tokenizer)")
+    image_token_id = image_token = image_config = None
+    if family.has_vision:
+        image_config = _read_json(folder / "preprocessor_config.json")
+        image_token_id = AutoConfig.from_pretrained(folder).image_token_id
+        image_token = tokenizer.convert_ids_to_tokens(image_token_id)
+    template = _chat_template(folder) or tokenizer.chat_template
+    return Processing(folder, family, tokenizer, template, image_token, image_token_id, image_config)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template that the processor of transformers would take; a tokenizer knows its own."""
+    jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
+    if jinja.is_file():
+        return read_text(jinja, "chat template")
+    return _read_json(older)["chat_template"] if older.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(read_text(path, "model file"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+def load_model(
+    path: str | Path,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    deepspeed_config: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """The weights, on the CPU; with a ZeRO-3 `deepspeed_config` each rank holds only its share from the start.
+
+    Raises InputError when the folder's weights do not fit its config: transformers would fill the rest with noise.
+    """
+    folder = resolve(str(path))
+    family = read_family(folder)
+    arguments = {"dtype": getattr(torch, dtype), "attn_implementation": _ATTENTION[attention]}
+    # While this object lives, every from_pretrained partitions; it must not outlive this load.
+    partitioning = HfDeepSpeedConfig(dict(deepspeed_config)) if deepspeed_config else None
+    try:
+        model, report = getattr(transformers, family.model_class).from_pretrained(
+            folder, output_loading_info=True, **arguments
+        )
+    except (OSError, ImportError, RuntimeError) as error:
+        raise InputError(f"{folder}: cannot be loaded as {family.model_class}: {error}") from error
+    finally:
+        del partitioning
+    wrong = {
+        kind: sorted(report[kind]) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if report[kind]
+    }
+    if wrong:
+        shown = "; ".join(f"{kind.replace('_', ' ')}: {len(keys)}, such as {keys[0]}" for kind, keys in wrong.items())
+        raise InputError(f"{folder}: its weights do not fit its config.json ({shown})")
+    return model.eval()
