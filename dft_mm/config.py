@@ -107,6 +107,8 @@ class DataConfig(Section):
     """Learn from every assistant turn, or from the last one only."""
     pack: Literal[False] = False
     """Rows of a micro-batch are padded to the longest."""
+    workers: int = Field(default=2, ge=0)
+    """Processes of a rank that make micro-batches ahead; 0: the training process makes them itself."""
     bad_rows: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of rows that may be quarantined before the run refuses to start."""
 

@@ -22,7 +22,7 @@ _COPIED = (
 
 
 def gather_state(
-    model: nn.Module, is_main: bool, wanted: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True
+    model: nn.Module, is_main: bool, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
     """All parameters whole and on the CPU, on rank 0; an empty dict elsewhere. Every rank calls it.
 
@@ -32,7 +32,7 @@ def gather_state(
 
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if wanted(name, parameter):
+        if wanted(name):
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 if is_main:
                     state[name] = parameter.detach().cpu().clone()

@@ -4,14 +4,16 @@ import re
 from pathlib import Path
 
 import torch
+import transformers
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from dft_mm.config import LoraConfig
 from dft_mm.errors import InputError
 from dft_mm.families import Family
+from dft_mm.model.load import read_family
 
 
 def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> PeftModel:
@@ -41,6 +43,20 @@ def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> Peft
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=pattern
     )
     return get_peft_model(model, peft_config)
+
+
+def adapter_config(folder: Path, name: str, config: LoraConfig) -> PeftConfig:
+    """What peft writes beside the adapter of the model in `folder`, without loading its weights.
+
+    `name` is how the base model is called in it: the recipe's model.path.
+    """
+    family = read_family(folder)
+    with torch.device("meta"):
+        skeleton = getattr(transformers, family.model_class)(AutoConfig.from_pretrained(folder))
+    described = add_lora(skeleton, family, config).peft_config["default"]
+    described.base_model_name_or_path = name
+    described.inference_mode = True
+    return described
 
 
 def adapter_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

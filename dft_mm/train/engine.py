@@ -1,0 +1,97 @@
+"""Recipe + DeepSpeed JSON → engine. Every setting has one owner; the JSON holds what DeepSpeed alone knows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dft_mm.config import Recipe, read_text
+from dft_mm.errors import InputError
+from dft_mm.families import Family
+from dft_mm.model.freeze import parameter_groups
+from dft_mm.train.module import Trainable
+
+# DeepSpeed key -> the recipe key that owns it
+_OWNED = {
+    "optimizer": "optim",
+    "lr": "optim.lr",
+    "scheduler": "optim.schedule",
+    "train_batch_size": "optim.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_tokens",
+    "gradient_accumulation_steps": "optim.batch_size",
+    "gradient_clipping": "optim.clip",
+    "bf16": "model.dtype",
+    "bfloat16": "model.dtype",
+    "fp16": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "data_types": "model.dtype",
+    "communication_data_type": "model.dtype",
+}
+_STAGES = (0, 2, 3)
+
+
+def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
+    """The JSON with the recipe's values written in; raises InputError when it says what the recipe says, or "auto"."""
+    path = Path(recipe.deepspeed)
+    try:
+        config = json.loads(read_text(path, "DeepSpeed config"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: a DeepSpeed config is a JSON object")
+    # The innermost owner is named: of optimizer.params.lr it is optim.lr that the user has to set.
+    owned = [(dotted, leaf) for dotted, leaf, _ in _walk(config) if leaf in _OWNED]
+    if owned:
+        dotted, leaf = max(owned, key=lambda entry: entry[0].count("."))
+        raise InputError(f"{path}: {dotted!r} is set by the recipe, as {_OWNED[leaf]}; remove it from the JSON")
+    for dotted, _, value in _walk(config):
+        if value == "auto":
+            raise InputError(f'{path}: {dotted!r} is "auto", which nothing here fills in; write a value or remove it')
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in _STAGES:
+        raise InputError(f"{path}: zero_optimization.stage is {stage!r}; {', '.join(map(str, _STAGES))} are supported")
+    bf16 = recipe.model.dtype == "bfloat16"
+    if stage == 0 and bf16:
+        raise InputError(
+            f"{path}: DeepSpeed cannot accumulate bfloat16 gradients in float32 at stage 0; use stage 2 or 3"
+        )
+    return config | {
+        # The step sets accumulation boundaries itself, so both are 1 here whatever a step holds.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.optim.clip,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": None,
+    }
+
+
+def _walk(value: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(dotted key, last key, value) of every entry of nested mappings."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield f"{prefix}{key}", key, inner
+            yield from _walk(inner, f"{prefix}{key}.")
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    return config.get("zero_optimization", {}).get("stage", 0)
+
+
+def build_engine(module: Trainable, family: Family, recipe: Recipe, config: dict[str, Any]) -> Any:
+    """A DeepSpeedEngine around the module with AdamW (arXiv 1711.05101) over its learning parameters."""
+    import deepspeed
+
+    groups = parameter_groups(module.model, family, recipe.optim)
+    arguments = {"lr": recipe.optim.lr, "betas": recipe.optim.betas, "eps": recipe.optim.eps}
+    if "offload_optimizer" in config.get("zero_optimization", {}):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True, **arguments)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    return engine

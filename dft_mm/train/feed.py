@@ -1,0 +1,117 @@
+"""Rows → this rank's micro-batches: prepared once, planned for all ranks, made ahead of the step."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from dft_mm import dist
+from dft_mm.batch import Batch
+from dft_mm.config import Recipe
+from dft_mm.data.collate import Collator
+from dft_mm.data.dataset import Dataset, open_dataset, prepare
+from dft_mm.data.images import ImageSettings
+from dft_mm.data.plan import Plan, heldout_micro_batches
+from dft_mm.data.render import Renderer
+from dft_mm.model.load import Processing
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from and measures on."""
+
+    train: Dataset
+    heldout: Dataset | None
+    plan: Plan
+    collate: Collator
+    fingerprint: str
+
+
+def make_renderer(recipe: Recipe, processing: Processing) -> tuple[Renderer, ImageSettings | None]:
+    """The two values that decide what a row becomes."""
+    images = None
+    if processing.image_config is not None:
+        images = ImageSettings.of(processing.image_config, recipe.data.min_pixels, recipe.data.max_pixels)
+    renderer = Renderer(
+        processing.tokenizer,
+        processing.chat_template,
+        processing.image_token,
+        images.merge_size if images else None,
+        recipe.data.supervise,
+    )
+    return renderer, images
+
+
+def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
+    """Read and check all rows once, into RUN/data; returns the manifest. Nothing is read again when nothing changed."""
+    renderer, images = make_renderer(recipe, processing)
+    return prepare(recipe.data, renderer, images, recipe.run_dir / "data", recipe.seed)
+
+
+def load_data(recipe: Recipe, processing: Processing) -> RunData:
+    """Prepared data of a run and the plan of its steps; rank 0 prepares, all ranks read."""
+    manifest = dist.on_main(lambda: prepare_data(recipe, processing))
+    _, images = make_renderer(recipe, processing)
+    folder = recipe.run_dir / "data"
+    train = open_dataset(folder, "train", images)
+    heldout = open_dataset(folder, "heldout", images)
+    plan = Plan(
+        train.lengths,
+        seed=recipe.seed,
+        batch_size=recipe.optim.batch_size,
+        epochs=recipe.train.epochs,
+        world_size=dist.world_size(),
+        micro_tokens=recipe.train.micro_tokens,
+        max_steps=recipe.train.max_steps,
+    )
+    collate = Collator(processing.tokenizer.pad_token_id, processing.image_token_id)
+    return RunData(train, heldout if len(heldout) else None, plan, collate, manifest["fingerprint"])
+
+
+def train_batches(data: RunData, recipe: Recipe, first_step: int) -> "Waiting":
+    """This rank's micro-batches of all steps from `first_step`, made ahead by worker processes."""
+    steps = range(first_step, data.plan.steps + 1)
+    sampler = _Lazy(lambda: itertools.chain.from_iterable(data.plan.micro_batches(s)[dist.rank()] for s in steps))
+    return Waiting(iter(_loader(data.train, sampler, data.collate, recipe.data.workers)))
+
+
+def heldout_batches(data: RunData, recipe: Recipe) -> Iterator[Batch]:
+    """This rank's share of one pass over the held-out rows."""
+    groups = heldout_micro_batches(data.heldout.lengths, dist.world_size(), recipe.train.micro_tokens)
+    return iter(_loader(data.heldout, groups[dist.rank()], data.collate, workers=0))
+
+
+class _Lazy:
+    """An iterable that begins anew each time it is iterated, as DataLoader wants of a batch sampler."""
+
+    def __init__(self, make: Callable[[], Iterator[np.ndarray]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._make()
+
+
+def _loader(dataset: Dataset, sampler: Iterable[np.ndarray], collate: Collator, workers: int) -> DataLoader:
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+
+
+class Waiting:
+    """An iterator that adds up how long it kept the training step waiting."""
+
+    def __init__(self, inner: Iterator[Batch]) -> None:
+        self._inner = inner
+        self.waited_s = 0.0
+
+    def __iter__(self) -> "Waiting":
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            return next(self._inner)
+        finally:
+            self.waited_s += time.perf_counter() - start

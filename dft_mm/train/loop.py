@@ -1,0 +1,160 @@
+"""A run from recipe to export: build, go on where it stopped, step, log, save, stop."""
+
+import hashlib
+import itertools
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dft_mm import dist
+from dft_mm.config import Recipe
+from dft_mm.dist import log
+from dft_mm.errors import Stopped
+from dft_mm.families import Family
+from dft_mm.model.freeze import freeze
+from dft_mm.model.load import Processing, load_model, load_processing, resolve
+from dft_mm.model.lora import add_lora
+from dft_mm.progress import progress
+from dft_mm.train import checkpoint
+from dft_mm.train.engine import build_engine, deepspeed_config, zero_stage
+from dft_mm.train.export import export_live
+from dft_mm.train.feed import RunData, heldout_batches, load_data, train_batches
+from dft_mm.train.lifecycle import Status, reported, stop_signals
+from dft_mm.train.module import Trainable
+from dft_mm.train.run_folder import MetricsFile, open_run, read_status
+from dft_mm.train.schedule import lr_factor
+from dft_mm.train.step import heldout_pass, train_step
+
+_GIB = 2**30
+
+
+def train(recipe: Recipe, stop_after: int | None = None) -> None:
+    """Train, or go on where the run stopped; ends with `export/` and STATUS `finished`.
+
+    Every rank calls it. `stop_after`: stop after this step as if a signal had come.
+    Raises Stopped after committing a checkpoint, InputError for what the user has to mend.
+    """
+    dist.init()
+    dist.setup_logging()
+    folder = recipe.run_dir
+    config = deepspeed_config(recipe)
+    dist.on_main(lambda: open_run(folder, recipe, config))
+    if dist.on_main(lambda: _is_finished(folder)):
+        log.info("%s is finished; its result is in %s", recipe.name, folder / "export")
+        return
+    with reported(folder) as status:
+        processing = load_processing(dist.on_main(lambda: resolve(recipe.model.path)))
+        data = load_data(recipe, processing)
+        module = build_module(recipe, processing.family, config)
+        engine = build_engine(module, processing.family, recipe, config)
+        identity = {
+            "model": _fingerprint(module.model),
+            "data": data.fingerprint,
+            "zero_stage": zero_stage(config),
+        }
+        status.step = _resume(engine, folder, identity)
+        _run_steps(engine, recipe, data, processing, identity, status, stop_after)
+        export_live(module, recipe, processing, folder / "export", status.step)
+    log.info("%s: finished after %d steps; its result is in %s", recipe.name, status.step, folder / "export")
+
+
+def build_module(recipe: Recipe, family: Family, config: dict[str, Any]) -> Trainable:
+    """The model with its loss head, frozen parts and adapters, in training mode."""
+    torch.manual_seed(recipe.seed)  # adapters start from random numbers
+    partition = config if zero_stage(config) == 3 else None
+    model = load_model(recipe.model.path, recipe.model.dtype, recipe.model.attention, partition)
+    if recipe.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.model.lora:
+        model = add_lora(model, family, recipe.model.lora)
+    if recipe.model.freeze:
+        freeze(model, family, recipe.model.freeze)
+    return Trainable(model).train()
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Names, shapes and trainability of all parameters: a checkpoint fits exactly the models that share it."""
+    lines = [f"{n} {tuple(getattr(p, 'ds_shape', p.shape))} {p.requires_grad}" for n, p in model.named_parameters()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _is_finished(folder: Path) -> bool:
+    status = read_status(folder)
+    return status is not None and status["state"] == "finished" and (folder / "export").is_dir()
+
+
+def _resume(engine: Any, folder: Path, identity: dict[str, Any]) -> int:
+    """Load the newest whole checkpoint, if there is one, and return its step, else 0."""
+    found = dist.on_main(lambda: checkpoint.newest_whole(folder / "checkpoints"))
+    if found is None:
+        return 0
+    step = checkpoint.load(engine, found, identity)
+    log.info("going on after step %d, from %s", step, found)
+    return step
+
+
+def _run_steps(
+    engine: Any,
+    recipe: Recipe,
+    data: RunData,
+    processing: Processing,
+    identity: dict[str, Any],
+    status: Status,
+    stop_after: int | None,
+) -> None:
+    plan, folder = data.plan, recipe.run_dir
+    end_id = processing.tokenizer.eos_token_id
+    first = status.step + 1
+    metrics = MetricsFile(folder / "metrics.jsonl", status.step) if dist.is_main() else None
+    batches = train_batches(data, recipe, first)
+    with stop_signals() as signalled, progress("train", plan.steps, status.step, dist.is_main()) as advance:
+        for step in range(first, plan.steps + 1):
+            start, batches.waited_s = time.perf_counter(), 0.0
+            indices = plan.examples(step)
+            factor = lr_factor(step, plan.steps, recipe.optim.warmup_ratio, recipe.optim.schedule)
+            for group in engine.optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            count = len(plan.micro_batches(step)[0])
+            status.doing = step
+            sums, grad_norm = train_step(
+                engine,
+                itertools.islice(batches, count),
+                count,
+                int(data.train.supervised[indices].sum()),
+                recipe.loss,
+                end_id,
+                stop_wanted=bool(signalled) or step == stop_after,
+            )
+            status.step = step
+            line: dict[str, Any] = {"step": step, "epoch": step * recipe.optim.batch_size / len(data.train)}
+            line |= sums.metrics() | {"lr": recipe.optim.lr * factor, "grad_norm": grad_norm, "examples": len(indices)}
+            line |= plan.shape(step)
+            line |= _cost(time.perf_counter() - start, batches.waited_s, line["tokens"], engine.device)
+            if data.heldout and (step % recipe.train.heldout_every == 0 or step == plan.steps):
+                line |= heldout_pass(engine, heldout_batches(data, recipe), end_id)
+            if metrics:
+                metrics.write(line)
+            advance(note=f"loss {line['loss']:.4f}  ce {line['ce']:.4f}  p {line['p_mean']:.3f}")
+            if sums.stop or step % recipe.train.save_every == 0 or step == plan.steps:
+                checkpoint.save(engine, folder / "checkpoints", step, identity, recipe.train.keep)
+            if sums.stop and step < plan.steps:
+                raise Stopped(f"stopped after step {step}; the same command goes on from there")
+    if metrics:
+        metrics.close()
+
+
+def _cost(time_s: float, waited_s: float, tokens: int, device: torch.device) -> dict[str, float]:
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "time_s": time_s,
+        "data_wait_s": waited_s,
+        "tokens_per_s": tokens / time_s,
+        "memory_gib": memory / _GIB,
+    }

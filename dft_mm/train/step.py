@@ -1,0 +1,99 @@
+"""One optimizer step: forward, loss and backward for each micro-batch, a joint check, the update.
+
+The loss is divided by the supervised tokens of the whole global batch, so no split of the batch over ranks or
+micro-batches changes the step: torch's own means of means would.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dft_mm import dist
+from dft_mm.batch import Batch
+from dft_mm.config import LossConfig
+from dft_mm.train.telemetry import Sums
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the update was not made, on no rank."""
+
+
+def train_step(
+    engine: Any,
+    micro_batches: Iterable[Batch],
+    count: int,
+    tokens: int,
+    loss: LossConfig,
+    end_id: int,
+    stop_wanted: bool = False,
+) -> tuple[Sums, float]:
+    """Run `count` micro-batches of this rank and update the weights.
+
+    Args:
+        engine: a DeepSpeedEngine around `Trainable`, with an accumulation of 1 in its config.
+        micro_batches: this rank's share; every rank has the same number.
+        tokens: supervised tokens of the global batch, over all ranks.
+        end_id: the id that ends a turn, for telemetry.
+        stop_wanted: this rank was asked to stop after the step.
+
+    Returns:
+        Sums over all ranks, and the norm of the whole gradient before clipping.
+
+    Raises:
+        NonFiniteError: on every rank, naming the examples, before the update.
+    """
+    device = engine.device
+    sums = Sums.zeros(device)
+    done: list[tuple[Batch, Tensor]] = []
+    for number, batch in enumerate(micro_batches, start=1):
+        engine.set_gradient_accumulation_boundary(number == count)
+        batch = batch.to(device)
+        outputs = engine(batch.labels, loss, **batch.model_inputs)
+        sums.add(outputs, batch, end_id)
+        # DeepSpeed averages over ranks; the product is a new tensor, which its hooks on outputs leave alone.
+        engine.backward(outputs[0] * (dist.world_size() / tokens), scale_wrt_gas=False)
+        done.append((batch, outputs[0].detach()))
+        if number < count:
+            engine.step()
+    if stop_wanted:
+        sums.ask_to_stop()
+    sums = sums.over_ranks()
+    if not sums.finite:
+        ids = [id_ for batch, value in done if not value.isfinite() for id_ in batch.example_ids]
+        raise NonFiniteError(f"the loss is not finite; examples: {_over_ranks(ids)}")
+    if sums.supervised_tokens != tokens:
+        raise RuntimeError(f"the plan counted {tokens} supervised tokens, the step {sums.supervised_tokens}")
+    norm = _plain_norm(engine)
+    if norm is None or norm.isfinite():
+        engine.step()
+    if (norm is not None and not norm.isfinite()) or not engine.was_step_applied():
+        ids = [id_ for batch, _ in done for id_ in batch.example_ids]
+        raise NonFiniteError(f"the gradient is not finite; the step's examples: {_over_ranks(ids)}")
+    return sums, float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def _plain_norm(engine: Any) -> Tensor | None:
+    """The gradient norm where no ZeRO stage is on: there DeepSpeed neither reports nor checks it."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    return torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+
+
+def _over_ranks(ids: list[str]) -> str:
+    every = [id_ for of_rank in dist.gather_objects(ids) for id_ in of_rank]
+    return ", ".join(every[:20]) + (f" and {len(every) - 20} more" if len(every) > 20 else "")
+
+
+@torch.no_grad()
+def heldout_pass(engine: Any, micro_batches: Iterable[Batch], end_id: int) -> dict[str, Any]:
+    """Plain cross-entropy over a data set, every rank with the same number of micro-batches: keys of metrics.jsonl."""
+    engine.eval()
+    sums = Sums.zeros(engine.device)
+    for batch in micro_batches:
+        batch = batch.to(engine.device)
+        sums.add(engine(batch.labels, LossConfig(name="sft"), **batch.model_inputs), batch, end_id)
+    engine.train()
+    measured = sums.over_ranks().metrics()
+    return {"heldout_ce": measured["ce"], "heldout_p_hist": measured["p_hist"]}
