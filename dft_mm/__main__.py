@@ -1,0 +1,187 @@
+"""The command line: one function a verb. What a verb needs is imported when it runs, so that --help answers at once."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from dft_mm import __version__
+from dft_mm.errors import InputError, Stopped
+
+EXIT_DONE, EXIT_BUG, EXIT_INPUT, EXIT_STOPPED = 0, 1, 2, 3
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from dft_mm.config import load_recipe
+    from dft_mm.train.loop import train
+
+    train(load_recipe(arguments.recipe, arguments.overrides), arguments.stop_after)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    from dft_mm.config import load_recipe
+    from dft_mm.dist import setup_logging
+    from dft_mm.model.load import load_processing
+    from dft_mm.train.feed import prepare_data
+
+    setup_logging()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    manifest = prepare_data(recipe, load_processing(recipe.model.path))
+    print(json.dumps(manifest, indent=2, ensure_ascii=False))
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    from dft_mm.config import load_recipe
+    from dft_mm.dist import setup_logging
+    from dft_mm.study.inspect import print_json, print_rows
+
+    setup_logging()
+    show = print_json if arguments.json else print_rows
+    show(load_recipe(arguments.recipe, arguments.overrides), arguments.rows)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from dft_mm.dist import setup_logging
+    from dft_mm.train.export import export_checkpoint
+
+    setup_logging()
+    step = export_checkpoint(arguments.run, arguments.out, arguments.step, arguments.merge)
+    print(f"step {step} of {arguments.run} is in {arguments.out}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from dft_mm.dist import setup_logging
+    from dft_mm.evaluate.run import evaluate
+    from dft_mm.evaluate.suite import load_suite
+
+    setup_logging()
+    suite = load_suite(arguments.suite, arguments.overrides)
+    evaluate(suite, arguments.model, arguments.out, backend=arguments.backend, replay=arguments.replay)
+    print((arguments.out / "results.md").read_text(encoding="utf-8"))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    from dft_mm.report.page import write_report
+
+    write_report(arguments.paths, arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    from dft_mm.dist import setup_logging
+    from dft_mm.study.demo import demo
+
+    setup_logging()
+    demo(arguments.out)
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="dft-mm", description="Fine-tune Qwen2.5-VL and text models with DFT on DeepSpeed ZeRO-3, and score them."
+    )
+    main.add_argument("--version", action="version", version=f"dft-mm {__version__}")
+    verbs = main.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, run: object, about: str, example: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error in the input too")
+        verb.set_defaults(run=run)
+        return verb
+
+    def add_recipe(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("recipe", type=Path, help="recipe file (YAML)")
+        verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
+
+    verb = add(
+        "train", train, "train a recipe, or go on where it stopped",
+        "deepspeed --num_gpus 8 --module dft_mm train scripts/recipes/qwen2_5_vl_3b_wethink_dft.yaml optim.lr=1e-5",
+    )  # fmt: skip
+    add_recipe(verb)
+    verb.add_argument("--stop-after", type=int, metavar="STEP", help="save and stop after this step, with exit code 3")
+    verb = add(
+        "prepare", prepare, "read and check all data of a recipe once",
+        "dft-mm prepare scripts/recipes/tiny_vl_cpu.yaml",
+    )  # fmt: skip
+    add_recipe(verb)
+    verb = add(
+        "inspect", inspect, "show rows as the model will see them",
+        "dft-mm inspect scripts/recipes/tiny_vl_cpu.yaml --rows 3",
+    )  # fmt: skip
+    add_recipe(verb)
+    verb.add_argument("--rows", type=int, help="how many (default: 5; all with --json)")
+    verb.add_argument("--json", action="store_true", help="one JSON object a line, with all ids")
+    verb = add(
+        "export", export, "write a checkpoint as a Hugging Face folder",
+        "dft-mm export runs/tiny_vl_cpu --out exported",
+    )  # fmt: skip
+    verb.add_argument("run", type=Path, help="run folder")
+    verb.add_argument("--out", type=Path, required=True, help="folder to write")
+    verb.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    verb.add_argument("--merge", action="store_true", help="add a LoRA adapter to its base model")
+    verb = add(
+        "eval", evaluate, "score a model folder on a suite, or go on where that stopped",
+        "dft-mm eval eval/suites/text_math.yaml --model runs/NAME/export --out runs/NAME/eval/text_math",
+    )  # fmt: skip
+    verb.add_argument("suite", help="suite file, or its name in eval/suites")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the suite's")
+    verb.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
+    verb.add_argument("--out", type=Path, required=True, help="folder of the results")
+    verb.add_argument("--backend", default=None, help="hf (default) or replay")
+    verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
+    verb = add(
+        "report", report, "write one self-contained page from runs and results",
+        "dft-mm report runs/sft runs/dft --out report.html",
+    )  # fmt: skip
+    verb.add_argument("paths", nargs="+", type=Path, help="run folders, result folders")
+    verb.add_argument("--out", type=Path, required=True, help="HTML file")
+    verb = add(
+        "demo", demo, "the whole product in minutes on a CPU: data, SFT and DFT, scores, a page",
+        "dft-mm demo --out runs/demo",
+    )  # fmt: skip
+    verb.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to work in (default: runs/demo)")
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code of DESIGN: 0 done, 1 bug, 2 wrong input, 3 stopped after a checkpoint."""
+    # The deepspeed launcher puts --local_rank before our own arguments; the environment says the same.
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
+    command = parser()
+    arguments, rest = command.parse_known_args(words)
+    # argparse gives up on section.key=value words that stand behind an option.
+    options = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if options:
+        command.error(f"unrecognized arguments: {' '.join(options)}")
+    if rest:
+        arguments.overrides += rest
+    # One message a node, not one a rank.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        if speaks:
+            print(f"dft-mm: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except Stopped as stop:
+        if speaks:
+            print(f"dft-mm: {stop}", file=sys.stderr)
+        return EXIT_STOPPED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
