@@ -1,0 +1,79 @@
+"""Exported folders, read back by plain transformers in a process that cannot import this package."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dft_mm.config import LoraConfig
+from dft_mm.model.export import gather_state, write_adapter, write_model
+from dft_mm.model.load import load_model, read_family
+from dft_mm.model.lora import adapter_config, adapter_state, add_lora, merge
+
+READ = """
+import sys
+sys.modules["dft_mm"] = None
+import torch, transformers
+folder, out = sys.argv[1:]
+model = getattr(transformers, transformers.AutoConfig.from_pretrained(folder).architectures[0]).from_pretrained(folder)
+transformers.AutoTokenizer.from_pretrained(folder)
+torch.save(model(input_ids=torch.arange(20)[None]).logits, out)
+"""
+
+
+def logits_by_plain_transformers(folder, tmp_path):
+    out = tmp_path / "logits.pt"
+    subprocess.run([sys.executable, "-c", READ, str(folder), str(out)], check=True)
+    return torch.load(out)
+
+
+@torch.no_grad()
+def test_trained_weights_come_back_under_the_sources_names(folder, tmp_path):
+    model = load_model(folder)
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    out = tmp_path / "out"
+    write_model(gather_state(model, True), folder, out, "float32", {"step": 3})
+    assert set(load_file(out / "model.safetensors")) == set(load_file(folder / "model.safetensors"))
+    expected = model(input_ids=torch.arange(20)[None]).logits
+    error = (logits_by_plain_transformers(out, tmp_path) - expected).abs().max()
+    assert error <= 1e-5
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((out / "dft_mm.json").read_text()) == {"step": 3}
+
+
+def test_a_missing_or_unknown_weight_is_no_export(folder, tmp_path):
+    state = gather_state(load_model(folder), True)
+    name = next(name for name in state if name.endswith("q_proj.weight"))
+    lost = {k: v for k, v in state.items() if k != name}
+    for broken in (lost, state | {"model.extra.weight": torch.zeros(1)}):
+        with pytest.raises(RuntimeError, match="export"):
+            write_model(broken, folder, tmp_path / "out", "float32", {})
+    assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_an_adapter_comes_back_and_merges(folder, tmp_path):
+    from peft import PeftModel
+
+    lora = LoraConfig(rank=2, alpha=8)
+    model = add_lora(load_model(folder), read_family(folder), lora)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.normal_(std=0.1)
+    expected = model(input_ids=torch.arange(20)[None]).logits
+    base = load_model(folder)(input_ids=torch.arange(20)[None]).logits
+    assert (expected - base).abs().max() > 1e-3
+
+    state = adapter_state(gather_state(model, True, lambda name: ".lora_" in name))
+    out = tmp_path / "adapter"
+    write_adapter(state, adapter_config(folder, str(folder), lora), folder, out, {})
+    again = PeftModel.from_pretrained(load_model(folder), out)
+    assert (again(input_ids=torch.arange(20)[None]).logits - expected).abs().max() <= 1e-6
+
+    write_model(merge(load_model(folder), out), folder, tmp_path / "merged", "float32", {})
+    assert (logits_by_plain_transformers(tmp_path / "merged", tmp_path) - expected).abs().max() <= 1e-5

@@ -1,0 +1,57 @@
+"""Loading: what is not what it says is refused, never filled with noise."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dft_mm.errors import InputError
+from dft_mm.model.load import load_model, load_processing, resolve
+
+
+def test_every_family_loads_with_the_weights_of_its_file(folder):
+    model = load_model(folder)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        live = {k.replace("model.language_model.", "model.").replace("model.visual.", "visual."): v
+                for k, v in model.state_dict().items()}  # fmt: skip
+        torch.testing.assert_close(live[name], tensor, rtol=0, atol=0)
+
+
+def test_processing_holds_what_the_family_has(folder):
+    processing = load_processing(folder)
+    assert processing.tokenizer.eos_token == "<|im_end|>"
+    assert "<|im_start|>" in processing.chat_template
+    vision = processing.family.has_vision
+    assert (processing.image_config is not None) == vision
+    assert (processing.image_token_id == 500) == vision
+
+
+def test_unknown_names_folders_and_families_are_refused(tmp_path):
+    with pytest.raises(InputError, match="builtin:tiny-vl"):
+        resolve("builtin:huge")
+    with pytest.raises(InputError, match="neither a folder"):
+        resolve("./no/such/folder")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(InputError, match="'gpt2' is not supported"):
+        load_processing(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="model_type"):
+        load_processing(tmp_path)
+
+
+def test_a_missing_weight_is_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("q_proj.weight"))
+    save_file({k: v for k, v in weights.items() if k != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="missing keys: 1"):
+        load_model(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    text["intermediate_size"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="fit|loaded"):
+        load_model(folder)

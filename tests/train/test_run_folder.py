@@ -1,0 +1,52 @@
+"""The files of a run: what a crash leaves behind must not be believed."""
+
+import json
+
+import pytest
+
+from dft_mm.config import Recipe
+from dft_mm.errors import InputError
+from dft_mm.train.run_folder import MetricsFile, open_run, read_status, write_status
+
+
+def recipe(**changes):
+    values = {"name": "t", "model": {"path": "m"}, "data": {"train": [{"path": "x", "format": "messages"}]}}
+    return Recipe.model_validate(values | changes)
+
+
+def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": k, "ce": k}) + "\n" for k in range(1, 8)) + '{"step": 8, "c')
+    metrics = MetricsFile(path, last_step=5)
+    metrics.write({"step": 6, "ce": 60})
+    metrics.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        *({"step": k, "ce": k} for k in range(1, 6)),
+        {"step": 6, "ce": 60},
+    ]
+
+
+def test_status_is_what_the_contract_says(tmp_path):
+    assert read_status(tmp_path) is None
+    write_status(tmp_path, "stopped", 7, "why")
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"], status["reason"]) == ("stopped", 7, "why")
+    assert status["time"].startswith("20")
+    assert [path.name for path in tmp_path.iterdir()] == ["STATUS.json"]
+
+
+def test_a_folder_with_checkpoints_of_another_recipe_is_refused(tmp_path):
+    open_run(tmp_path, recipe(), {})
+    open_run(tmp_path, recipe(optim={"lr": 1.0}), {})  # nothing was trained yet
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
+    open_run(tmp_path, recipe(optim={"lr": 1.0}, train={"keep": 5}), {})  # changes no step
+    with pytest.raises(InputError, match=r"optim\.lr: 1\.0 -> 2\.0"):
+        open_run(tmp_path, recipe(optim={"lr": 2.0}), {})
+
+
+def test_environment_names_versions_and_no_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    open_run(tmp_path, recipe(), {"zero_optimization": {"stage": 3}})
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert "hf_secret" not in "".join(path.read_text() for path in tmp_path.iterdir())
