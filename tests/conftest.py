@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,15 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """A function that finds a port for a launcher to meet on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find

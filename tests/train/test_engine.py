@@ -65,5 +65,5 @@ def test_auto_bad_json_and_unsupported_stages_are_refused(config_of):
 def test_a_missing_file_is_named():
     recipe = {"name": "t", "deepspeed": "no/such.json", "model": {"path": "m"}}
     recipe["data"] = {"train": [{"path": "x", "format": "messages"}]}
-    with pytest.raises(InputError, match="no/such.json"):
+    with pytest.raises(InputError, match=r"no/such\.json"):
         deepspeed_config(Recipe.model_validate(recipe))

@@ -1,5 +1,6 @@
 """The learning rate by step, against the formulas written out."""
 
+import itertools
 import math
 
 import pytest
@@ -36,7 +37,7 @@ def test_cosine_equals_transformers_cosine_one_step_earlier():
 def test_linear_falls_by_equal_amounts_and_constant_stays():
     falling = rates(12, 0.0, "linear")
     assert falling[0] == 1.0
-    assert [a - b for a, b in zip(falling, falling[1:])] == pytest.approx([1 / 12] * 11)
+    assert [a - b for a, b in itertools.pairwise(falling)] == pytest.approx([1 / 12] * 11)
     assert rates(12, 0.25, "constant") == pytest.approx([1 / 3, 2 / 3] + [1.0] * 10)
 
 

@@ -1,0 +1,89 @@
+"""One process without ZeRO, two ranks at stages 0, 2 and 3, and plain torch with full logits: the same parameters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mixed_batches import STEPS, steps, tiny_vl
+
+HERE = Path(__file__).parent
+ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, free_port):
+    out = tmp_path_factory.mktemp("two_ranks")
+    worker = str(HERE / "two_rank_worker.py")
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
+    subprocess.run([*deepspeed, worker, str(out), "0,2,3"], check=True, env=ENV, timeout=300)
+    subprocess.run([sys.executable, worker, str(out), "0"], check=True, env=ENV, timeout=300)
+    return {path.stem: torch.load(path, weights_only=True) for path in out.glob("*.pt")}
+
+
+def plain_torch(tied, optimizer_name):
+    """The ten steps without a line of the package: each example alone, full logits, one backward of the mean."""
+    model = tiny_vl(tied).train()
+    if optimizer_name == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.0)
+    norms = []
+    for ranks in steps():
+        total, tokens = torch.zeros(()), 0
+        for e in (e for micro_batches in ranks for micro in micro_batches for e in micro):
+            pictures = {} if e.pixel_values is None else {
+                "pixel_values": e.pixel_values, "image_grid_thw": e.image_grid_thw,
+                "mm_token_type_ids": (e.ids == 500).int()[None],
+            }  # fmt: skip
+            log_p = F.log_softmax(model(input_ids=e.ids[None], **pictures).logits[0, :-1], -1)
+            picked = log_p.gather(1, e.ids[1:, None])[:, 0][e.supervised[1:]]
+            total = total - (picked.exp().detach() * picked).sum()
+            tokens += len(picked)
+        optimizer.zero_grad()
+        (total / tokens).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        optimizer.step()
+    return dict(model.named_parameters(remove_duplicate=False)), norms
+
+
+def largest_difference(state, reference):
+    assert set(state) == set(reference)
+    scale = max(float(tensor.abs().max()) for tensor in reference.values())
+    return max(float((state[name] - reference[name]).abs().max()) for name in reference) / scale
+
+
+RUNS = ["world1-stage0", "world2-stage0", "world2-stage2", "world2-stage3"]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("run", RUNS)
+def test_parameters_equal_plain_torchs_after_ten_mixed_steps(results, run, tied):
+    name = f"{run}-{'tied' if tied else 'untied'}-sgd"
+    reference, norms = plain_torch(tied, "sgd")
+    start = dict(tiny_vl(tied).named_parameters(remove_duplicate=False))
+    assert largest_difference(reference, start) > 1e-2  # it moved: equality below means something
+    assert largest_difference(results[name]["state"], reference) <= 1e-6
+    assert [line["grad_norm"] for line in results[name]["metrics"]] == pytest.approx(norms, rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("run", RUNS[1:])
+def test_adamw_differs_only_where_gradients_are_rounding(results, run, tied):
+    kind = "tied" if tied else "untied"
+    one = results[f"world1-stage0-{kind}-adamw"]["state"]
+    assert largest_difference(results[f"{run}-{kind}-adamw"]["state"], one) <= 1e-4
+
+
+@pytest.mark.parametrize("run", RUNS[1:])
+def test_metrics_are_those_of_one_process(results, run):
+    for mine, theirs in zip(results[f"{run}-tied-sgd"]["metrics"], results["world1-stage0-tied-sgd"]["metrics"]):
+        assert mine["tokens"] == theirs["tokens"]
+        assert mine["supervised_tokens"] == theirs["supervised_tokens"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["ce"] == pytest.approx(theirs["ce"], rel=1e-5)
+        assert sum(mine["p_hist"]) == mine["supervised_tokens"]
+    assert len(results[f"{run}-tied-sgd"]["metrics"]) == STEPS

@@ -1,0 +1,62 @@
+"""Started by DeepSpeed's launcher, or alone: the ten mixed steps at several stages, parameters written by rank 0."""
+
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mixed_batches import END_ID, IMAGE_ID, PAD_ID, steps, tiny_vl
+
+from dft_mm import dist
+from dft_mm.config import LossConfig
+from dft_mm.data.collate import Collator
+from dft_mm.model.export import gather_state
+from dft_mm.train.module import Trainable
+from dft_mm.train.step import train_step
+
+
+def run(stage, tied, optimizer_name):
+    config = {
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
+        "zero_allow_untested_optimizer": True, "data_types": {"grad_accum_dtype": "fp32"},
+        # persistence 0: else such small parameters are never partitioned and the test would prove nothing
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }  # fmt: skip
+    module = Trainable(tiny_vl(tied)).train()
+    parameters = list(module.parameters())
+    if optimizer_name == "sgd":
+        optimizer = torch.optim.SGD(parameters, lr=0.3, momentum=0.9)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-8, weight_decay=0.0)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    collate = Collator(PAD_ID, IMAGE_ID)
+    lines = []
+    for ranks in steps():
+        if dist.world_size() == 1:  # the whole step in one micro-batch
+            mine = [[e for micro_batches in ranks for micro in micro_batches for e in micro]]
+        else:
+            mine = ranks[dist.rank()]
+        tokens = sum(int(e.supervised[1:].sum()) for micro_batches in ranks for micro in micro_batches for e in micro)
+        batches = [collate(micro) for micro in mine]
+        sums, norm = train_step(engine, batches, len(batches), tokens, LossConfig(name="dft"), END_ID)
+        lines.append({**sums.metrics(), "grad_norm": norm})
+    state = gather_state(module.model, dist.is_main())
+    return {"state": state, "metrics": lines}
+
+
+def main(out, stages):
+    dist.init()
+    for stage in stages:
+        for tied in (True, False):
+            for optimizer_name in ("sgd", "adamw"):
+                result = run(stage, tied, optimizer_name)
+                if dist.is_main():
+                    name = f"world{dist.world_size()}-stage{stage}-{'tied' if tied else 'untied'}-{optimizer_name}.pt"
+                    torch.save(result, out / name)
+
+
+if __name__ == "__main__":
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    main(Path(words[0]), [int(stage) for stage in words[1].split(",")])
