@@ -38,10 +38,10 @@ def train(recipe: Recipe, stop_after: int | None = None) -> None:
     Every rank calls it. `stop_after`: stop after this step as if a signal had come.
     Raises Stopped after committing a checkpoint, InputError for what the user has to mend.
     """
+    config = deepspeed_config(recipe)  # before the ranks meet: what is wrong with it is said at once
+    folder = recipe.run_dir
     dist.init()
     dist.setup_logging()
-    folder = recipe.run_dir
-    config = deepspeed_config(recipe)
     dist.on_main(lambda: open_run(folder, recipe, config))
     if dist.on_main(lambda: _is_finished(folder)):
         log.info("%s is finished; its result is in %s", recipe.name, folder / "export")

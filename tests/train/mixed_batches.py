@@ -50,6 +50,7 @@ def steps():
     generator = torch.Generator().manual_seed(1)
     made = []
     for step in range(STEPS):
+
         def new(kind, length, supervised, picture, step=step):
             return example(generator, f"{step}-{kind}", length, supervised, picture)
 

@@ -1,0 +1,172 @@
+"""Whole runs through the command line: DeepSpeed's launcher on two ranks with ZeRO-3, and one process alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rows import write_wethink
+from safetensors.torch import load_file
+
+ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+STEPS = 6
+KEYS = {
+    "step", "epoch", "loss", "ce", "lr", "grad_norm", "examples", "tokens", "supervised_tokens", "p_mean",
+    "weight_mean", "p_hist", "eos_p", "time_s", "data_wait_s", "tokens_per_s", "memory_gib", "fill", "utilisation",
+}  # fmt: skip
+
+
+class Runs:
+    """Starts runs that differ in name only."""
+
+    def __init__(self, folder, repo, free_port):
+        self.folder, self.free_port = folder, free_port
+        rows = write_wethink(folder / "data")
+        self.recipe = folder / "recipe.yaml"
+        self.recipe.write_text(
+            f"""
+name: unset
+output: {folder}/{{name}}
+deepspeed: {repo}/ds_configs/zero3.json
+model: {{path: builtin:tiny-vl, dtype: float32, gradient_checkpointing: true}}
+data:
+  train: [{{path: {rows}, format: wethink, images: {folder}/data/images}}]
+  heldout_fraction: 0.2
+  max_length: 256
+  workers: 0
+loss: {{name: dft}}
+optim: {{lr: 1e-3, batch_size: 7}}
+train: {{max_steps: {STEPS}, epochs: 3, micro_tokens: 256, save_every: 2, heldout_every: 3}}
+"""
+        )
+
+    def command(self, name, ranks, *words):
+        start = [sys.executable, "-m", "dft_mm"]
+        if ranks > 1:
+            port = str(self.free_port())
+            deepspeed = str(Path(sys.executable).parent / "deepspeed")
+            start = [deepspeed, "--num_gpus", str(ranks), "--master_port", port, "--module", "dft_mm"]
+        return [*start, "train", str(self.recipe), f"name={name}", *words]
+
+    def __call__(self, name, ranks, *words):
+        done = subprocess.run(
+            self.command(name, ranks, *words), env=ENV, capture_output=True, text=True, timeout=240, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def status(self, name):
+        return json.loads((self.folder / name / "STATUS.json").read_text())
+
+    def metrics(self, name):
+        return [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
+
+    def weights(self, name):
+        return (self.folder / name / "export/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, repo, free_port):
+    """Uninterrupted runs, and runs that were stopped after a step and started again."""
+    runs = Runs(tmp_path_factory.mktemp("runs"), repo, free_port)
+    for ranks in (1, 2):
+        code, output = runs(f"whole{ranks}", ranks)
+        assert code == 0, output
+    code, output = runs("stopped2", 2, "--stop-after", "3")
+    assert code == 3, output
+    runs.stopped = runs.status("stopped2")
+    code, output = runs("stopped2", 2)
+    assert code == 0, output
+    return runs
+
+
+def test_a_run_on_two_ranks_finishes_and_leaves_what_the_contract_names(runs):
+    folder = runs.folder / "whole2"
+    assert runs.status("whole2")["state"] == "finished"
+    assert runs.status("whole2")["step"] == STEPS
+    for name in ("recipe.yaml", "deepspeed.json", "environment.json", "data/manifest.json", "export/dft_mm.json"):
+        assert (folder / name).is_file(), name
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert "lr: 0.001" in (folder / "recipe.yaml").read_text()
+
+
+def test_every_metric_is_there_each_step_once(runs):
+    for name in ("whole1", "whole2", "stopped2"):
+        lines = runs.metrics(name)
+        assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+        for line in lines:
+            assert set(line) - {"heldout_ce", "heldout_p_hist"} == KEYS
+            assert line["examples"] == 7
+            assert sum(line["p_hist"]) == line["supervised_tokens"]
+        assert ["heldout_ce" in line for line in lines] == [False, False, True, False, False, True]
+
+
+def test_two_ranks_with_zero3_take_the_same_steps_as_one_process(runs):
+    for one, two in zip(runs.metrics("whole1"), runs.metrics("whole2")):
+        for exact in ("epoch", "examples", "tokens", "supervised_tokens", "lr"):
+            assert one[exact] == two[exact]
+        for close in ("loss", "ce", "grad_norm", "p_mean", "eos_p"):
+            assert two[close] == pytest.approx(one[close], rel=2e-4), close
+
+
+def test_a_stopped_run_says_so_and_ends_with_the_same_weights_on_two_ranks(runs):
+    assert runs.stopped["state"] == "stopped"
+    assert runs.stopped["step"] == 3
+    assert runs.status("stopped2")["state"] == "finished"
+    assert runs.weights("stopped2") == runs.weights("whole2")
+    exact = ("loss", "ce", "grad_norm", "p_hist", "tokens", "heldout_ce")
+    for stopped, whole in zip(runs.metrics("stopped2"), runs.metrics("whole2")):
+        assert {key: stopped.get(key) for key in exact} == {key: whole.get(key) for key in exact}
+
+
+def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_to_the_same_weights(runs):
+    process = subprocess.Popen(runs.command("signalled1", 1), env=ENV, stderr=subprocess.PIPE, text=True)
+    metrics = runs.folder / "signalled1/metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= 1):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 3, errors
+    status = runs.status("signalled1")
+    assert status["state"] == "stopped"
+    assert 1 <= status["step"] < STEPS
+    code, output = runs("signalled1", 1)
+    assert code == 0, output
+    assert runs.weights("signalled1") == runs.weights("whole1")
+
+
+def test_a_finished_run_is_not_trained_again(runs):
+    before = (runs.folder / "whole1/metrics.jsonl").read_bytes()
+    code, output = runs("whole1", 1)
+    assert code == 0
+    assert "is finished" in output
+    assert (runs.folder / "whole1/metrics.jsonl").read_bytes() == before
+
+
+def test_the_recipe_of_a_run_cannot_change_under_its_checkpoints(runs):
+    code, output = runs("whole1", 1, "optim.lr=2e-3")
+    assert code == 2
+    assert "optim.lr: 0.001 -> 0.002" in output
+    assert runs.status("whole1")["state"] == "finished"
+    code, output = runs("whole1", 1, "model.path=builtin:tiny-lm")
+    assert code == 2
+    assert "model.path" in output
+
+
+def test_export_of_a_checkpoint_equals_the_runs_own(runs, tmp_path):
+    out = tmp_path / "out"
+    for run in ("whole1", "whole2"):
+        command = [sys.executable, "-m", "dft_mm", "export", str(runs.folder / run), "--out", str(out)]
+        subprocess.run(command, env=ENV, check=True, capture_output=True)
+        assert (out / "model.safetensors").read_bytes() == runs.weights(run)
+    earlier = subprocess.run([*command, "--step", "4"], env=ENV, check=True, capture_output=True, text=True)
+    assert "step 4" in earlier.stdout
+    assert (out / "model.safetensors").read_bytes() != runs.weights("whole2")
+    assert json.loads((out / "dft_mm.json").read_text())["step"] == 4
+    assert set(load_file(out / "model.safetensors")) == set(load_file(runs.folder / "whole2/export/model.safetensors"))
+    absent = subprocess.run([*command, "--step", "5"], env=ENV, check=False, capture_output=True, text=True)
+    assert absent.returncode == 2
+    assert "step-00000004" in absent.stderr
