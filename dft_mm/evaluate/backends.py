@@ -1,0 +1,122 @@
+"""Where answers come from: the folder's own model (`hf`), or a file of answers made elsewhere (`replay`).
+
+A backend is one entry of `BACKENDS`. It says what decides its answers, cuts the requests into batches whose
+composition never changes, and answers one batch after the other.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from dft_mm.config import read_text
+from dft_mm.errors import InputError
+from dft_mm.evaluate.suite import SamplingConfig
+from dft_mm.evaluate.tasks import Question
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer that is wanted."""
+
+    benchmark: str
+    question: Question
+    sample: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    prompt: str
+    text: str
+    finish_reason: Literal["stop", "length"]
+    tokens: int | None
+    """Tokens of the answer, the one that ends it included; None where nobody counted."""
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    model: str
+    sampling: SamplingConfig
+    replay: Path | None = None
+    dtype: str = "auto"
+    batch_size: int = 16
+
+
+class Backend(Protocol):
+    settings: dict[str, Any]
+    """What decides its answers beside model, prompts and sampling; part of the manifest."""
+
+    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """All requests in fixed batches; raises InputError for one that cannot be answered."""
+
+    def generate(self, batch: Sequence[Request]) -> list[Generation]:
+        """The answers to one batch, in its order."""
+
+
+def seed_of(seed: int, benchmark: str, question: str, sample: int) -> int:
+    """A seed of its own for every answer: it depends on nothing but what is named here."""
+    text = json.dumps([seed, benchmark, question, sample])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1  # fits int64
+
+
+class Replay:
+    """Answers from a JSONL file with `benchmark`, `id`, `sample` (0 where absent), `text`, and, where known,
+    `finish_reason` and `tokens`."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        if options.replay is None:
+            raise InputError("the backend `replay` needs a file of answers: --replay FILE.jsonl")
+        self.path = options.replay
+        text = read_text(self.path, "replay file")
+        self.settings = {"name": "replay", "answers_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        self.answers: dict[tuple[str, str, int], dict[str, Any]] = {}
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                self._add(line, f"{self.path}:{number}")
+
+    def _add(self, line: str, where: str) -> None:
+        try:
+            row = json.loads(line)
+            key = (str(row["benchmark"]), str(row["id"]), int(row.get("sample", 0)))
+            if not isinstance(row["text"], str) or row.get("finish_reason", "stop") not in ("stop", "length"):
+                raise ValueError("`text` must be text and `finish_reason` stop or length")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f'{where}: not an answer {{"benchmark", "id", "sample", "text"}}: {type(error).__name__}: {error}'
+            ) from error
+        if key in self.answers:
+            raise InputError(f"{where}: benchmark {key[0]!r}, id {key[1]!r}, sample {key[2]} is there twice")
+        self.answers[key] = row
+
+    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
+        missing = [request for request in requests if self._key(request) not in self.answers]
+        if missing:
+            benchmark, question, sample = self._key(missing[0])
+            raise InputError(
+                f"{self.path}: no answer for benchmark {benchmark!r}, id {question!r}, sample {sample} "
+                f"({len(missing)} of {len(requests)} are missing); add it, or ask less with `limit`"
+            )
+        return [list(requests)]
+
+    def generate(self, batch: Sequence[Request]) -> list[Generation]:
+        rows = [self.answers[self._key(request)] for request in batch]
+        return [
+            Generation(request.question.text, row["text"], row.get("finish_reason", "stop"), row.get("tokens"))
+            for request, row in zip(batch, rows)
+        ]
+
+    @staticmethod
+    def _key(request: Request) -> tuple[str, str, int]:
+        return request.benchmark, request.question.id, request.sample
+
+
+def _hf(options: BackendOptions) -> Backend:
+    from dft_mm.evaluate.hf import HuggingFace  # loads torch and transformers, which replay can do without
+
+    return HuggingFace(options)
+
+
+BACKENDS: dict[str, Callable[[BackendOptions], Backend]] = {"hf": _hf, "replay": Replay}

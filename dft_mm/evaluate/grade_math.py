@@ -1,0 +1,111 @@
+"""Is the final answer of a response the gold one? Extraction, exact comparison, then math-verify in a child process."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from dft_mm.evaluate import math_text
+from dft_mm.evaluate.math_worker import MathWorker
+
+Status = Literal["correct", "wrong", "no_answer", "truncated", "ungradable", "timeout"]
+
+_WAIT_S = 9.0
+"""`grade` promises an end within 10 s."""
+
+_DETAIL: dict[Status, str] = {
+    "ungradable": "the gold answer is empty or cannot be read",
+    "timeout": "the comparison ran out of time or memory",
+}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`truncated`: no answer, and the response was cut at the token limit. `ungradable`: the gold answer is at fault.
+    `timeout`: the comparison took too much time or memory."""
+
+    status: Status
+    extracted: str | None
+    detail: str = ""
+    """Why, where the status alone does not say it."""
+
+
+_shared: dict[int, MathWorker] = {}
+_shared_lock = threading.Lock()
+
+
+def grade(response: str, gold: str, finish_reason: str = "stop") -> Grade:
+    """Grade one response. Never raises for any text, and ends within 10 s."""
+    return _grade(_shared_worker(), response, gold, finish_reason, _WAIT_S)
+
+
+def _shared_worker() -> MathWorker:
+    with _shared_lock:
+        pid = os.getpid()  # a forked process must not talk through its parent's pipes
+        if pid not in _shared:
+            _shared[pid] = MathWorker()
+        return _shared[pid]
+
+
+class Grader:
+    """Grades many responses over a few child processes, in order."""
+
+    def __init__(self, processes: int = 2) -> None:
+        self._workers = [MathWorker() for _ in range(processes)]
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def grade_all(self, items: Sequence[tuple[str, str, str]]) -> Iterator[Grade]:
+        """Grades of (response, gold, finish_reason), in their order, as they become known."""
+        idle = list(self._workers)  # as many threads as workers: there is always one for a thread that starts a task
+
+        def one(item: tuple[str, str, str]) -> Grade:
+            worker = idle.pop()
+            try:
+                return _grade(worker, *item, wait_s=None)
+            finally:
+                idle.append(worker)
+
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            yield from pool.map(one, items)
+
+
+def _grade(worker: MathWorker, response: str, gold: str, finish_reason: str, wait_s: float | None) -> Grade:
+    extracted = math_text.extract(response)
+    if extracted is None:
+        return Grade("truncated" if finish_reason == "length" else "no_answer", None)
+    status = _compare(worker, extracted, gold, wait_s)
+    return Grade(status, extracted, _DETAIL.get(status, ""))
+
+
+def _compare(worker: MathWorker, answer: str, gold: str, wait_s: float | None) -> Status:
+    clean_gold, clean_answer = math_text.clean(gold), math_text.clean(answer)
+    gold_key, answer_key = math_text.squash(clean_gold), math_text.squash(clean_answer)
+    if not gold_key:
+        return "ungradable"
+    if gold_key == answer_key:
+        return "correct"
+    if len(gold_key) == 1 and gold_key.isupper():
+        return "correct" if math_text.choice(answer) == gold_key else "wrong"
+    gold_number, answer_number = math_text.number(gold_key), math_text.number(answer_key)
+    if gold_number is not None and answer_number is not None:
+        return "correct" if gold_number == answer_number else "wrong"
+    if (differ := math_text.bases_differ(gold_key, answer_key)) is not None:
+        return "wrong" if differ else "correct"
+    if math_text.is_words(gold_key):
+        return "wrong"
+    verdict = worker.compare(clean_gold, clean_answer, wait_s)
+    outcomes: dict[str, Status] = {
+        "equal": "correct",
+        "different": "wrong",
+        "bad_gold": "ungradable",
+        "timeout": "timeout",
+    }
+    return outcomes[verdict]

@@ -1,0 +1,159 @@
+"""`eval`: a suite and a model folder → generations, scores and results in one folder, going on where it stopped."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dft_mm
+from dft_mm.config import read_text
+from dft_mm.errors import InputError
+from dft_mm.evaluate import results as tables
+from dft_mm.evaluate.backends import BACKENDS, Backend, BackendOptions, Request, seed_of
+from dft_mm.evaluate.generations import encode, generate, progress
+from dft_mm.evaluate.suite import Suite, load_suite
+from dft_mm.evaluate.tasks import TASKS, Question, fingerprint, load_questions
+
+# What decides answers; a README beside the weights does not.
+_HASHED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model")
+
+
+def evaluate(
+    suite: Suite | str | Path,
+    model: str | Path,
+    out: str | Path,
+    backend: str | None = None,
+    replay: str | Path | None = None,
+    dtype: str = "auto",
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Generate, grade and write OUT/{manifest.json, generations.jsonl, scores.jsonl, results.json, results.md}.
+
+    `backend`: hf or replay; default replay when a `replay` file is given, else hf. Raises InputError when OUT belongs
+    to another suite, model, sampling or data. Returns what stands in results.json.
+    """
+    suite = suite if isinstance(suite, Suite) else load_suite(suite)
+    backend = backend or ("hf" if replay is None else "replay")
+    if backend not in BACKENDS:
+        raise InputError(f"--backend {backend!r}: there are {', '.join(BACKENDS)}")
+    if replay is not None and backend != "replay":
+        raise InputError(f"--replay is for the backend replay, not for {backend}")
+    out = Path(out)
+    questions = {bench.key: load_questions(bench.task, bench.data, bench.limit) for bench in suite.benchmarks}
+    options = BackendOptions(
+        str(model), suite.sampling, Path(replay) if replay is not None else None, dtype, batch_size
+    )
+    source = BACKENDS[backend](options)
+    batches = source.plan(_requests(suite, questions))
+    _claim(out, _manifest(suite, str(model), source, questions))
+    generated = generate(source, batches, out / "generations.jsonl")
+    scores = _grade(suite, questions, generated)
+    _write_lines(out / "scores.jsonl", scores)
+    summary = {
+        "suite": suite.name,
+        "model": str(model),
+        "benchmarks": {
+            bench.key: tables.summarise([s for s in scores if s["benchmark"] == bench.key], suite.sampling.samples)
+            for bench in suite.benchmarks
+        },
+    }
+    tables.write(summary, out)
+    return summary
+
+
+def _requests(suite: Suite, questions: Mapping[str, Sequence[Question]]) -> list[Request]:
+    return [
+        Request(name, question, sample, seed_of(suite.sampling.seed, name, question.id, sample))
+        for name, asked in questions.items()
+        for question in asked
+        for sample in range(suite.sampling.samples)
+    ]
+
+
+def _manifest(suite: Suite, model: str, source: Backend, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+    packages = ("torch", "transformers") if source.settings["name"] == "hf" else ()
+    return {
+        "suite": suite.model_dump(mode="json"),
+        "model": {"path": model, "sha256": _model_hash(model)},
+        "backend": source.settings,
+        "data_sha256": {name: fingerprint(asked) for name, asked in questions.items()},
+        "versions": {
+            "dft_mm": dft_mm.__version__,
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+    }
+
+
+def _model_hash(model: str) -> str:
+    """Hash of the names and bytes of all files that decide what the model says."""
+    from dft_mm.model.load import resolve
+
+    folder = resolve(model)
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in _HASHED for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
+def _claim(out: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest into a new folder; raise InputError where another one is."""
+    path = out / "manifest.json"
+    if path.is_file():
+        try:
+            found = json.loads(read_text(path, "manifest"))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: damaged ({error}); give another --out, or remove the folder") from error
+        differ = sorted(_differences(found, manifest))
+        if differ:
+            raise InputError(
+                f"{out} holds another evaluation: {'; '.join(differ[:5])}. Give another --out, or remove the folder"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no evaluation; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        found, wanted = dict(enumerate(found)), dict(enumerate(wanted))
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in found.keys() | wanted.keys():
+            # The same weights and questions in another place are the same: their hashes are compared.
+            elsewhere = (where, key) == ("model.", "path") or (key == "data" and where.startswith("suite."))
+            if not elsewhere:
+                yield from _differences(found.get(key), wanted.get(key), f"{where}{key}.")
+    elif found != wanted:
+        yield f"{where.rstrip('.')} was {found!r}, is {wanted!r}"
+
+
+def _grade(
+    suite: Suite, questions: Mapping[str, Sequence[Question]], generated: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Lines of scores.jsonl: benchmark by benchmark, in the order of the questions, then of the samples."""
+    texts = {(line["benchmark"], line["id"], line["sample"]): line for line in generated}
+    scores: list[dict[str, Any]] = []
+    for bench in suite.benchmarks:
+        wanted = [(question, number) for question in questions[bench.key] for number in range(suite.sampling.samples)]
+        lines = [texts[bench.key, question.id, number] for question, number in wanted]
+        answers = [(line["text"], question.gold, line["finish_reason"]) for line, (question, _) in zip(lines, wanted)]
+        with progress(f"grading {bench.key}", len(answers)) as advance:
+            for (question, number), verdict in zip(wanted, TASKS[bench.task].grade(answers), strict=True):
+                about = {"benchmark": bench.key, "id": question.id, "sample": number, "status": verdict.status}
+                scores.append(about | {"extracted": verdict.extracted, "gold": question.gold, "detail": verdict.detail})
+                advance(1)
+    return scores
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(b"".join(map(encode, lines)))
+    temporary.replace(path)
