@@ -105,9 +105,7 @@ class HuggingFace:
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
             seeds = [request.seed for request in batch]
-            processors.append(
-                SeededSampler(seeds, width, sampling.max_tokens, sampling.temperature, sampling.top_p, self.device)
-            )
+            processors.append(SeededSampler(seeds, sampling.temperature, sampling.top_p, self.device))
         with torch.inference_mode():
             output = model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
         return [self._cut(prompt, row.tolist()) for prompt, row in zip(prompts, output[:, width:])]
@@ -195,29 +193,34 @@ def _as_trained(processing: Processing) -> ImageSettings | None:
 class SeededSampler(LogitsProcessor):
     """Draws each row's next token with that row's own random numbers, whatever else is in the batch.
 
-    It leaves one finite logit in a row, so that greedy decoding takes the drawn token. Nucleus: arXiv:1904.09751.
+    The token of the greatest log p + Gumbel noise is a draw from p. Unlike a walk along the cumulated p, it does not
+    change with the last digits of p, which differ with the rest of the batch. One finite logit is left in a row, so
+    that greedy decoding takes the drawn token. Nucleus: arXiv:1904.09751.
     """
 
-    def __init__(
-        self, seeds: Sequence[int], prompt_length: int, steps: int, temperature: float, top_p: float,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        draws = [
-            torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds
-        ]
-        self.draws = torch.stack(draws).to(device)  # (B, steps)
-        self.prompt_length, self.temperature, self.top_p = prompt_length, temperature, top_p
+    def __init__(self, seeds: Sequence[int], temperature: float, top_p: float, device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids (B, T), scores (B, V) → (B, V)."""
-        probabilities = (scores.double() / self.temperature).softmax(-1)
-        probabilities, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
-        mass = probabilities.cumsum(-1)
-        # A token belongs to the nucleus when what is before it does not reach top_p; the likeliest always does.
-        kept = probabilities * (mass - probabilities < self.top_p)
-        mass = kept.cumsum(-1)
-        draw = self.draws[:, input_ids.shape[1] - self.prompt_length, None] * mass[:, -1:]
-        place = torch.searchsorted(mass, draw, right=True)
-        last = (kept > 0).sum(-1, keepdim=True) - 1
-        chosen = tokens.gather(-1, torch.minimum(place, last))
+        """scores (B, V) → (B, V)."""
+        logits = scores.float() / self.temperature
+        if self.top_p < 1:
+            logits = logits.masked_fill(~nucleus(logits.softmax(-1), self.top_p), -torch.inf)
+        noise = torch.stack([self._gumbel(generator, logits) for generator in self.generators])
+        chosen = (logits.double() + noise).argmax(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+    @staticmethod
+    def _gumbel(generator: torch.Generator, logits: Tensor) -> Tensor:
+        # In float32 the noise would end at 16.6, which a vocabulary of 150,000 reaches.
+        exponential = torch.empty(logits.shape[-1], dtype=torch.float64, device=logits.device)
+        return -exponential.exponential_(generator=generator).log()
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """(…, V) bool: the fewest of the likeliest tokens that together reach `top_p`; the likeliest always is one."""
+    ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = before < top_p
+    return torch.zeros_like(kept).scatter(-1, tokens, kept)
