@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dft_mm.evaluate import math_text
-from dft_mm.evaluate.math_worker import MathWorker
+from dft_mm.evaluate.math_worker import MathWorker, Verdict
 
 Status = Literal["correct", "wrong", "no_answer", "truncated", "ungradable", "timeout"]
 
 _WAIT_S = 9.0
 """`grade` promises an end within 10 s."""
 
+_LONGEST = 500
+"""Characters that a final answer may have, beside four times the gold one's."""
+_STATUS: dict[Verdict, Status] = {
+    "equal": "correct", "different": "wrong", "bad_gold": "ungradable", "timeout": "timeout",
+}  # fmt: skip
 _DETAIL: dict[Status, str] = {
     "ungradable": "the gold answer is empty or cannot be read",
     "timeout": "the comparison ran out of time or memory",
@@ -96,16 +101,13 @@ def _compare(worker: MathWorker, answer: str, gold: str, wait_s: float | None) -
         return "correct" if math_text.choice(answer) == gold_key else "wrong"
     gold_number, answer_number = math_text.number(gold_key), math_text.number(answer_key)
     if gold_number is not None and answer_number is not None:
-        return "correct" if gold_number == answer_number else "wrong"
+        same = math_text.same_number(gold_number, answer_number, answer_key)
+        return "correct" if same else "wrong"
     if (differ := math_text.bases_differ(gold_key, answer_key)) is not None:
         return "wrong" if differ else "correct"
     if math_text.is_words(gold_key):
         return "wrong"
+    if len(clean_answer) > _LONGEST + 4 * len(clean_gold):
+        return "wrong"  # a model that repeats itself without end: nothing a parser should spend seconds on
     verdict = worker.compare(clean_gold, clean_answer, wait_s)
-    outcomes: dict[str, Status] = {
-        "equal": "correct",
-        "different": "wrong",
-        "bad_gold": "ungradable",
-        "timeout": "timeout",
-    }
-    return outcomes[verdict]
+    return _STATUS[verdict]

@@ -11,7 +11,8 @@ _BARE_BOX = re.compile(r"\\boxed\s+([^\s${}\\][^\s${}]*)")
 _GLUE = re.compile(r"[\s$]*(?:\\\)|\\\])?[\s$]*(?:,|and|or|, and|, or)[\s$]*(?:\\\(|\\\[)?[\s$]*")
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _STATED = re.compile(
-    r"(?:\banswer\b[*_]*[ \t]*(?:is|are|would be|equals|:|=)|####)[*_]*[ \t]*:?[ \t]*([^\n]*)", re.IGNORECASE
+    r"(?:\banswer\b[*_]*[ \t]*(?:is|are|(?:would|should|must) be|equals|:|=)|####)[*_]*[ \t]*:?[ \t]*([^\n]*)",
+    re.IGNORECASE,
 )
 _FORMULA = re.compile(r"\$\$?([^$\n]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[^\s.])\.(?:\s|$)")
@@ -21,7 +22,8 @@ def extract(response: str) -> str | None:
     r"""The final answer of a response, or None.
 
     It is the last `<answer>…</answer>` or the last closed `\boxed{…}`, whichever comes later (a box inside the tag
-    counts as the tag's); without either, the last stated one ("the answer is …", "Answer: …", "#### …").
+    counts as the tag's); without either, the last stated one ("the answer is …", "Answer: …", "#### …"); a response
+    that is nothing but one short formula states it.
     """
     boxed, box_end = _last_box(response)
     tags = list(_TAG.finditer(response))
@@ -29,7 +31,7 @@ def extract(response: str) -> str | None:
         inside = tags[-1].group(1)
         answer = _last_box(inside)[0] or _stated(inside) or inside
     else:
-        answer = boxed or _stated(response)
+        answer = boxed or _stated(response) or _bare(response)
     answer = (answer or "").strip()
     return answer or None
 
@@ -73,23 +75,36 @@ def _stated(text: str) -> str | None:
     return _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *_")
 
 
+def _bare(text: str) -> str | None:
+    bare = text.strip()
+    words = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,}", bare[:_BARE_LENGTH])
+    return None if len(bare) > _BARE_LENGTH or words or "\n" in bare or "<" in bare else bare
+
+
+_BARE_LENGTH = 80
 _PLAIN = (
-    ("−", "-"), ("–", "-"), ("×", r"\times "), ("·", r"\cdot "), ("÷", "/"), ("π", r"\pi "), ("∞", r"\infty "),
-    ("°", r"^\circ"), ("≤", r"\le "), ("≥", r"\ge "), ("∪", r"\cup "), ("∈", r"\in "),
-    (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\cfrac", r"\frac"), (r"\left", ""), (r"\right", ""),
-    (r"\displaystyle", ""), (r"\mathrm{", r"\text{"), (r"\textbf{", r"\text{"), (r"\textrm{", r"\text{"),
+    ("**", ""), ("−", "-"), ("–", "-"), ("×", r"\times "), ("·", r"\cdot "), ("÷", "/"), ("π", r"\pi "),
+    ("∞", r"\infty "), ("°", r"^\circ"), ("√", r"\sqrt "), ("²", "^2"), ("³", "^3"), ("*", r"\cdot "),
+    ("≤", r"\le "), ("≥", r"\ge "), ("∪", r"\cup "), ("∈", r"\in "),
+    (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\cfrac", r"\frac"),
+    (r"\mathrm{", r"\text{"), (r"\textbf{", r"\text{"), (r"\textrm{", r"\text{"),
     (r"\mathbf{", r"\text{"), (r"\mbox{", r"\text{"), (r"\leq", r"\le"), (r"\geq", r"\ge"), (r"\$", ""), ("$", ""),
-    (r"\(", ""), (r"\)", ""), (r"\[", ""), (r"\]", ""), ("**", ""), ("bmatrix", "pmatrix"),
+    (r"\(", ""), (r"\)", ""), (r"\[", ""), (r"\]", ""), ("bmatrix", "pmatrix"),
 )  # fmt: skip
-_SPACES = re.compile(r"\\[ ,;:!]|\\q?quad\b|~|\s+")
+_SPACES = re.compile(r"(?<!\\)\\[ ,;:!]|\\q?quad\b|\\(?:left|right|displaystyle)(?![A-Za-z])|~|\s+")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\\circ\}?|\\text\{\s*degrees?\s*\}|\bdegrees?\b)")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})")
 _NAME = re.compile(r"^(?:[A-Za-z]\w?|\\[a-z]+|[a-zA-Z]\([a-z]\))\s*(?:=|\\in\b)\s*(?=[^=]+$)")
-_UNIT = re.compile(r"(?<=[\d})])\s*(?:\\text\{[^{}]*\}|(?<=\s)[A-Za-z]{2,}(?:\s+[A-Za-z]+){0,3})(?:\^\{?\d\}?)?$")
+_UNIT = re.compile(
+    r"(?<=[\d})])\s*(?:\\text\{(?!\s*[ap]\.?m\b)[^{}]*\}|(?<=\s)(?![ap]m\b)[A-Za-z]{2,}(?:\s+[A-Za-z]+){0,3})(?:\^\{?\d\}?)?$"
+)
+_METRIC = re.compile(r"(?<=[\d}\s)i])\s*(?:(?:mm|cm|dm|km|厘米|千米|米)(?:\^\{?[23]\}?)?|m\^\{?[23]\}?|(?<=\s)m)$")
+_WORD_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])\s*(?:\(([^()]*)\))?")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _BASE = re.compile(r"^(\d+)_\{?(\d+)\}?$")
-_CHOICE = re.compile(r"(?:option\s*)?\(?([A-Z])\)?(?:[.:)\s].*)?", re.DOTALL | re.IGNORECASE)
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(?:[ap]m)?")
+_CHOICE = re.compile(r"(?:[Oo]ption\s*)?\(?(?:([A-Z])\)?(?:[.:)\s].*)?|([a-z])\)?)", re.DOTALL)
 _DECIMAL = re.compile(r"[-+]?(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})")
 _RATIO = re.compile(r"([-+]?)(?:\\frac\{([-+]?\d{1,100})\}\{(\d{1,100})\}|(\d{1,100})/(\d{1,100}))")
 
@@ -108,8 +123,17 @@ def clean(answer: str) -> str:
         text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     text = _DEGREES.sub("", text)
     text = re.sub(r"(?<!\\)%", r"\%", text)
+    text = _WORD_FUNCTION.sub(_in_latex, text)
     text = _NAME.sub("", text)
-    return _UNIT.sub("", text).strip()
+    return _METRIC.sub("", _UNIT.sub("", text)).strip()
+
+
+def _in_latex(match: re.Match[str]) -> str:
+    """sqrt(3) → \\sqrt{3}, pi → \\pi."""
+    name, inside = match.groups()
+    if inside is None:
+        return rf"\{name} "
+    return rf"\{name}{{{inside}}}" if name == "sqrt" else rf"\{name} ({inside})"
 
 
 def squash(cleaned: str) -> str:
@@ -117,6 +141,9 @@ def squash(cleaned: str) -> str:
     text = re.sub(r"\s+", "", _TEXT.sub(r"\1", cleaned))
     if re.fullmatch(r"\(?[A-Za-z]{3,}\)?|\([A-Za-z]\)", text):
         text = text.strip("()")
+    time = text.lower().replace(".", "")
+    if _CLOCK.fullmatch(time):
+        return time
     return text.lower() if re.fullmatch(r"[A-Za-z]{3,}", text) else text
 
 
@@ -131,15 +158,25 @@ def number(key: str) -> Fraction | None:
     return None if below == 0 else Fraction(above, below) * (-1 if match[1] == "-" else 1)
 
 
+def same_number(gold: Fraction, answer: Fraction, answer_key: str) -> bool:
+    """Equal exactly; or to a millionth where the answer is a decimal and no decimal could be exact."""
+    rest = gold.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    close = rest > 1 and "." in answer_key and abs(gold - answer) <= abs(gold) / 1_000_000
+    return gold == answer or close
+
+
 def is_words(key: str) -> bool:
-    """A squashed answer that is a word or a name: compared as text, never as a product of letters."""
-    return re.fullmatch(r"[a-z]{3,}", key) is not None
+    """A squashed answer that is a word, a name or a time: compared as text, never as a product or a ratio."""
+    return re.fullmatch(r"[a-z]{3,}", key) is not None or _CLOCK.fullmatch(key) is not None
 
 
 def choice(answer: str) -> str | None:
     """The letter of "(C)", "C. 12" or "option C"; None when it does not look like a choice."""
     match = _CHOICE.fullmatch(_TEXT.sub(r"\1", clean(answer)).strip())
-    return match.group(1).upper() if match else None
+    return (match[1] or match[2]).upper() if match else None
 
 
 def bases_differ(gold: str, answer: str) -> bool | None:
