@@ -30,7 +30,7 @@ def plain_torch(tied, optimizer_name):
     if optimizer_name == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     norms = []
     for ranks in steps():
         total, tokens = torch.zeros(()), 0
@@ -52,8 +52,8 @@ def plain_torch(tied, optimizer_name):
 
 def largest_difference(state, reference):
     assert set(state) == set(reference)
-    scale = max(float(tensor.abs().max()) for tensor in reference.values())
-    return max(float((state[name] - reference[name]).abs().max()) for name in reference) / scale
+    scale = max(float(tensor.detach().abs().max()) for tensor in reference.values())
+    return max(float((state[name] - reference[name].detach()).abs().max()) for name in reference) / scale
 
 
 RUNS = ["world1-stage0", "world2-stage0", "world2-stage2", "world2-stage3"]
@@ -72,10 +72,11 @@ def test_parameters_equal_plain_torchs_after_ten_mixed_steps(results, run, tied)
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("run", RUNS[1:])
-def test_adamw_differs_only_where_gradients_are_rounding(results, run, tied):
+def test_adamw_at_the_recipes_rate_takes_the_same_steps_too(results, run, tied):
+    # Adam divides by |g|, so rounding of tiny gradients shows: about 2e-7 at this rate, and in proportion to it.
     kind = "tied" if tied else "untied"
     one = results[f"world1-stage0-{kind}-adamw"]["state"]
-    assert largest_difference(results[f"{run}-{kind}-adamw"]["state"], one) <= 1e-4
+    assert largest_difference(results[f"{run}-{kind}-adamw"]["state"], one) <= 1e-6
 
 
 @pytest.mark.parametrize("run", RUNS[1:])

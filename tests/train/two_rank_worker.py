@@ -29,7 +29,7 @@ def run(stage, tied, optimizer_name):
     if optimizer_name == "sgd":
         optimizer = torch.optim.SGD(parameters, lr=0.3, momentum=0.9)
     else:
-        optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-8, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=5e-5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     collate = Collator(PAD_ID, IMAGE_ID)
     lines = []
