@@ -1,0 +1,152 @@
+"""Runs and results → one self-contained HTML page that opens offline, on a laptop or a phone."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from dft_mm import __version__
+from dft_mm.report.plots import histogram_plot, line_plot
+from dft_mm.report.read import Results, Run, locate, read_paths
+from dft_mm.report.samples import sample_sets
+from dft_mm.report.tables import score_table
+
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Plot:
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their loss, so that their curves may be laid over each other."""
+
+    title: str
+    plots: tuple[Plot, ...]
+
+
+def write_report(
+    paths: Sequence[Path], out: Path, title: str = "Training and scores", intro: Sequence[str] = ()
+) -> None:
+    """Write the page of run folders and result folders.
+
+    `intro`: paragraphs that stand before everything. Raises InputError for a path that is neither, or damaged.
+    """
+    runs, results = read_paths(paths)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dft_mm.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("page.html.jinja").render(
+        title=title,
+        intro=intro,
+        runs=[_about_run(run) for run in runs],
+        table=score_table(results) if results else None,
+        groups=[_plots(group, runs) for group in _groups(runs)],
+        sample_sets=sample_sets(results, _SAMPLES),
+        results=[_about_results(result) for result in results],
+        version=__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+
+
+def _about_run(run: Run) -> dict[str, Any]:
+    recipe, environment = run.recipe, run.environment
+    last = run.metrics[-1] if run.metrics else {}
+    return {
+        "name": run.name,
+        "loss": recipe["loss"]["name"],
+        "model": recipe["model"]["path"],
+        "data": ", ".join(source["path"] for source in recipe["data"]["train"]),
+        "state": run.status.get("state", "unknown"),
+        "reason": run.status.get("reason", ""),
+        "step": run.status.get("step", last.get("step")),
+        "batch_size": recipe["optim"]["batch_size"],
+        "lr": recipe["optim"]["lr"],
+        "seed": recipe["seed"],
+        "minutes": sum(line.get("time_s", 0) for line in run.metrics) / 60 if run.metrics else None,
+        "ce": last.get("ce"),
+        "p_mean": last.get("p_mean"),
+        "heldout_ce": next((line["heldout_ce"] for line in reversed(run.metrics) if "heldout_ce" in line), None),
+        "command": " ".join(environment.get("command", [])),
+        "commit": environment.get("commit"),
+        "versions": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
+        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
+    }
+
+
+def _about_results(result: Results) -> dict[str, Any]:
+    manifest = result.manifest
+    return {
+        "label": result.label,
+        "suite": result.suite,
+        "model": result.model,
+        "status": [
+            (name, ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in entry["status"].items()))
+            for name, entry in result.benchmarks.items()
+        ],
+        "manifest": json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
+    }
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        rest = {key: value for key, value in run.recipe.items() if key not in ("name", "output", "loss")}
+        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+def _plots(group: Sequence[Run], runs: Sequence[Run]) -> Group:
+    title = " and ".join(f"{run.name} (loss {run.recipe['loss']['name']})" for run in group)
+    plots = []
+    for key, smooth, caption in (
+        (
+            "ce",
+            True,
+            "Cross-entropy of the training batches, per supervised token: one measure for every loss",
+        ),
+        ("heldout_ce", False, "Cross-entropy on held-out rows, per supervised token"),
+        ("p_mean", True, "Mean probability of the right token in the training batches"),
+        ("grad_norm", True, "Norm of the gradient before clipping"),
+    ):
+        series = {run.name: run.series(key) for run in group if run.series(key)[0]}
+        if series:
+            log_y = key in ("ce", "heldout_ce", "grad_norm")
+            svg = line_plot(series, f"{key} of {title}", smooth, log_y)
+            plots.append(Plot(svg, caption + (" (logarithmic)." if log_y else ".")))
+    histograms = _histograms(group, runs)
+    if histograms:
+        svg = histogram_plot(histograms, f"token probabilities of {title}")
+        caption = "Held-out tokens by the probability given to them, before and after (logarithmic)."
+        plots.append(Plot(svg, caption))
+    return Group(title, tuple(plots))
+
+
+def _histograms(group: Sequence[Run], runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Held-out histograms: where the group started from, if that is known, and the last of each run."""
+    found: dict[str, list[int]] = {}
+    for run in group:
+        start = locate(run.recipe["model"]["path"], run.folder)
+        before = [other for other in runs if start and (other.folder / "export").resolve() == start]
+        for label, lines in (
+            *((f"before: {other.name}", other.series("heldout_p_hist")[1][-1:]) for other in before),
+            (run.name if before or len(group) > 1 else f"after: {run.name}", run.series("heldout_p_hist")[1][-1:]),
+        ):
+            if lines:
+                found.setdefault(label, list(lines[0]))
+        if not before and len(group) == 1:
+            steps, values = run.series("heldout_p_hist")
+            if len(values) > 1:
+                found = {f"after {steps[0]} steps": values[0], f"after {steps[-1]} steps": values[-1]}
+    return found

@@ -1,0 +1,93 @@
+"""Plots of runs as inline SVG that follows the page's own text colour, light or dark."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by colour-blind readers, on white and on black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_INK = "#010203"  # stands for the page's text colour, put in afterwards
+_STYLE = {
+    "font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "text.color": _INK, "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#888888", "grid.alpha": 0.25, "legend.frameon": False,
+}  # fmt: skip
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def line_plot(series: Series, title: str, smooth: bool, log_y: bool = False) -> str:
+    """One line a label over steps. `smooth`: a running mean in front of the pale values themselves."""
+    with _figure(title) as (axes, svg):
+        for (label, (steps, values)), colour in zip(series.items(), COLOURS * len(series)):
+            if smooth:
+                axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+                values = running_mean(values, max(1, len(values) // 25))
+            axes.plot(steps, values, color=colour, label=label, marker=None if smooth else "o", markersize=4)
+        axes.set_xlabel("step")
+        if log_y:
+            axes.set_yscale("log")
+        _legend(axes, len(series))
+    return svg[0]
+
+
+def histogram_plot(histograms: Mapping[str, Sequence[int]], title: str) -> str:
+    """Share of tokens by their probability, on a logarithmic axis as in the paper's Figure 2; an empty bin has no bar."""
+    with _figure(title) as (axes, svg):
+        width = 0.8 / len(histograms)
+        for place, ((label, counts), colour) in enumerate(zip(histograms.items(), COLOURS * len(histograms))):
+            bins, total = len(counts), sum(counts)
+            left = [(bin_ + 0.1 + width * place) / bins for bin_ in range(bins)]
+            shares = [number / total if number else float("nan") for number in counts]
+            axes.bar(left, shares, width=width / bins, align="edge", color=colour, label=label)
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("probability of the right token")
+        axes.set_ylabel("share of tokens")
+        _legend(axes, len(histograms))
+    return svg[0]
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean of each value and up to `width` - 1 before it."""
+    return [
+        sum(values[max(0, end - width) : end]) / len(values[max(0, end - width) : end])
+        for end in range(1, len(values) + 1)
+    ]
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    # Above the plot, so that it never lies on the data.
+    if entries:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(entries, 3), borderaxespad=0.2, fontsize=9)
+
+
+@contextmanager
+def _figure(title: str) -> Iterator[tuple[Axes, list[str]]]:
+    """Yields axes and a list that holds the SVG afterwards."""
+    # Ids inside an SVG are page-wide once it is inline, so each plot needs its own: titles differ.
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=(5.2, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        svg: list[str] = []
+        yield axes, svg
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg.append(_inline(buffer.getvalue(), title))
+
+
+def _inline(svg: str, title: str) -> str:
+    """The element alone, without what only a file needs, sized by the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg)
+    svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).replace(_INK, "currentColor")

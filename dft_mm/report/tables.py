@@ -1,0 +1,122 @@
+"""Scores of several models as one table: models down, benchmarks across, blanks with footnotes for what is missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from dft_mm.report.read import Results
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A percentage with its 95 % interval and number of questions, or a blank with a footnote."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    note: int | None = None
+    """Number of the footnote that says why it is blank, or what is left out."""
+
+    @property
+    def text(self) -> str:
+        mark = f" [{self.note}]" if self.note else ""
+        if self.value is None:
+            return mark.strip()
+        interval = "" if self.low is None else f" ({self.low:.1f} to {self.high:.1f})"
+        return f"{self.value:.1f}{interval}{mark}"
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[str, ...]
+    """First the model, then one a benchmark and metric."""
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    """Model, cells."""
+    notes: tuple[str, ...]
+    """Footnotes, from 1."""
+
+
+def score_table(results: Sequence[Results]) -> Table:
+    """All scores, in percent. A score that is missing is blank and its footnote says why; it is never a zero."""
+    labels = list(dict.fromkeys(result.label for result in results))
+    keys = list(
+        dict.fromkeys(
+            (benchmark, metric)
+            for result in results
+            for benchmark, entry in result.benchmarks.items()
+            for metric in _metrics(entry)
+        )
+    )
+    notes: list[str] = []
+    rows = []
+    for label in labels:
+        entries: dict[str, dict[str, Any]] = {}
+        for result in results:
+            if result.label == label:
+                entries |= result.benchmarks
+        rows.append((label, tuple(_cell(entries.get(benchmark), metric, notes) for benchmark, metric in keys)))
+    several = {benchmark for benchmark, _ in keys if sum(key[0] == benchmark for key in keys) > 1}
+    titles = [f"{benchmark} {metric}" if benchmark in several else benchmark for benchmark, metric in keys]
+    return Table(("model", *titles), tuple(rows), tuple(notes))
+
+
+def _metrics(entry: dict[str, Any]) -> list[str]:
+    """With one sample an answer, pass@1 repeats avg@1. A benchmark without any metric keeps one column."""
+    names = [name for name in entry["metrics"] if not (name == "pass@1" and "avg@1" in entry["metrics"])]
+    return names or [f"avg@{entry['samples']}"]
+
+
+def _cell(entry: dict[str, Any] | None, metric: str, notes: list[str]) -> Cell:
+    if entry is None:
+        return Cell(note=_note(notes, "not measured"))
+    measured = entry["metrics"].get(metric)
+    left_out = entry["status"].get("ungradable", 0)
+    if measured is None:
+        what = f"{left_out} answers could not be graded" if left_out else f"{metric} was not measured"
+        return Cell(note=_note(notes, what))
+    low, high = measured.get("ci95") or (None, None)
+    note = _note(notes, f"{left_out} ungradable answers left out") if left_out else None
+    return Cell(
+        100 * measured["value"],
+        None if low is None else 100 * low,
+        None if high is None else 100 * high,
+        measured["n"],
+        note,
+    )
+
+
+def _note(notes: list[str], text: str) -> int:
+    if text not in notes:
+        notes.append(text)
+    return notes.index(text) + 1
+
+
+def to_markdown(table: Table) -> str:
+    """The table for a README or an issue."""
+    lines = ["| " + " | ".join(map(_escape, table.columns)) + " |", "|---|" + "---:|" * (len(table.columns) - 1)]
+    lines += ["| " + " | ".join([_escape(name), *(cell.text for cell in cells)]) + " |" for name, cells in table.rows]
+    if table.notes:
+        lines += ["", *(f"[{number}] {_escape(note)}  " for number, note in enumerate(table.notes, 1))]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def print_table(table: Table, title: str) -> None:
+    """The table on standard output: drawn on a terminal, markdown elsewhere."""
+    console = Console()
+    if not console.is_terminal:
+        print(f"{title}\n\n{to_markdown(table)}")
+        return
+    drawn = RichTable(title=title, caption="\n".join(f"[{n}] {note}" for n, note in enumerate(table.notes, 1)))
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if number == 0 else "right")
+    for name, cells in table.rows:
+        drawn.add_row(name, *(cell.text for cell in cells))
+    console.print(drawn, markup=False)
