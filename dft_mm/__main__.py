@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error in the input too")
-        verb.set_defaults(run=run)
+        verb.set_defaults(call=run)
         return verb
 
     def add_recipe(verb: argparse.ArgumentParser) -> None:
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # One message a node, not one a rank.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        arguments.run(arguments)
+        arguments.call(arguments)
     except InputError as error:
         if arguments.debug:
             traceback.print_exc()

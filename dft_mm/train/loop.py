@@ -130,7 +130,8 @@ def _run_steps(
                 stop_wanted=bool(signalled) or step == stop_after,
             )
             status.step = step
-            line: dict[str, Any] = {"step": step, "epoch": step * recipe.optim.batch_size / len(data.train)}
+            seen = min(step * recipe.optim.batch_size, recipe.train.epochs * len(data.train))
+            line: dict[str, Any] = {"step": step, "epoch": seen / len(data.train)}
             line |= sums.metrics() | {"lr": recipe.optim.lr * factor, "grad_norm": grad_norm, "examples": len(indices)}
             line |= plan.shape(step)
             line |= _cost(time.perf_counter() - start, batches.waited_s, line["tokens"], engine.device)
