@@ -50,6 +50,7 @@ def write_report(
         intro=intro,
         runs=[_about_run(run) for run in runs],
         table=score_table(results) if results else None,
+        full_table=score_table(results, every_metric=True),
         groups=[_plots(group, runs) for group in _groups(runs)],
         sample_sets=sample_sets(results, _SAMPLES),
         results=[_about_results(result) for result in results],

@@ -37,7 +37,7 @@ def line_plot(series: Series, title: str, smooth: bool, log_y: bool = False) -> 
 
 
 def histogram_plot(histograms: Mapping[str, Sequence[int]], title: str) -> str:
-    """Share of tokens by their probability, on a logarithmic axis as in the paper's Figure 2; an empty bin has no bar."""
+    """Share of tokens by their probability, on a logarithmic axis as in the paper's Figure 2; an empty bin has none."""
     with _figure(title) as (axes, svg):
         width = 0.8 / len(histograms)
         for place, ((label, counts), colour) in enumerate(zip(histograms.items(), COLOURS * len(histograms))):

@@ -40,15 +40,18 @@ class Table:
     """Footnotes, from 1."""
 
 
-def score_table(results: Sequence[Results]) -> Table:
-    """All scores, in percent. A score that is missing is blank and its footnote says why; it is never a zero."""
+def score_table(results: Sequence[Results], every_metric: bool = False) -> Table:
+    """Scores in percent: each benchmark's first metric, or every one.
+
+    A score that is missing is blank and its footnote says why; it is never a zero.
+    """
     labels = list(dict.fromkeys(result.label for result in results))
     keys = list(
         dict.fromkeys(
             (benchmark, metric)
             for result in results
             for benchmark, entry in result.benchmarks.items()
-            for metric in _metrics(entry)
+            for metric in _metrics(entry)[: None if every_metric else 1]
         )
     )
     notes: list[str] = []
@@ -59,8 +62,7 @@ def score_table(results: Sequence[Results]) -> Table:
             if result.label == label:
                 entries |= result.benchmarks
         rows.append((label, tuple(_cell(entries.get(benchmark), metric, notes) for benchmark, metric in keys)))
-    several = {benchmark for benchmark, _ in keys if sum(key[0] == benchmark for key in keys) > 1}
-    titles = [f"{benchmark} {metric}" if benchmark in several else benchmark for benchmark, metric in keys]
+    titles = [benchmark if metric == "avg@1" else f"{benchmark} {metric}" for benchmark, metric in keys]
     return Table(("model", *titles), tuple(rows), tuple(notes))
 
 

@@ -1,0 +1,238 @@
+"""The whole product in minutes on a CPU: makes data and a tiny Qwen2.5-VL, trains it by SFT, then goes on from there
+once by SFT and once by DFT on rows of which a share is wrong, scores all three, and writes the page.
+
+Everything is an ordinary file in one folder, and every step is the command that a user would type in that folder.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+
+from dft_mm import __version__
+from dft_mm.config import Recipe, to_yaml
+from dft_mm.dist import log
+from dft_mm.errors import InputError, Stopped
+from dft_mm.report.page import write_report
+from dft_mm.report.read import read_lines, read_results
+from dft_mm.report.tables import print_table, score_table
+from dft_mm.study.digits import Sizes, write_data
+from dft_mm.study.launch import deepspeed_command, run_on_cpu
+from dft_mm.study.tiny_reader import write_tiny_reader
+
+MODELS = ("warmup", "sft", "dft")
+SUITES = {
+    # The paper's way: answers drawn at temperature 1, and their average.
+    "digits": {"temperature": 1.0, "samples": 4, "max_tokens": 48},
+    "digits_greedy": {"max_tokens": 48},
+}
+_HELDOUT = ("writers", "pairs")
+_RANKS = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers. Another version or other settings need another folder."""
+
+    seed: int = 0
+    sizes: Sizes = field(default_factory=Sizes)
+    batch_size: int = 64
+    warmup_epochs: int = 3
+    warmup_lr: float = 3e-3
+    epochs: int = 3
+    lr: float = 5e-4
+    """Of both arms."""
+
+
+def demo(out: Path, settings: Settings = Settings()) -> None:
+    """Run it in the folder `out`, or go on where it was stopped; prints the table and writes `out`/report.html.
+
+    Raises InputError when the folder is something else, Stopped when a run was asked to stop.
+    """
+    start = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, settings)
+    _make_inputs(out, settings)
+    for number, name in enumerate(MODELS):
+        log.info("\n[%d/%d] train %s", 2 * number + 1, 2 * len(MODELS), name)
+        _train(out, name)
+        log.info("\n[%d/%d] score %s", 2 * number + 2, 2 * len(MODELS), name)
+        _score(out, name)
+    scores = [read_results(_results_folder(out, name, suite), name) for name in MODELS for suite in SUITES]
+    comparison = _comparison(out)
+    title = "SFT and DFT on handwritten arithmetic"
+    write_report([out / "runs" / name for name in MODELS], out / "report.html", title, _intro(settings, comparison))
+    print_table(score_table(scores), "Percent right (95 % interval)")
+    print("\n".join(comparison))
+    minutes = (time.monotonic() - start) / 60
+    print(f"\n{minutes:.1f} minutes. The page with curves, histograms and pictures: {out / 'report.html'}")
+
+
+def _claim(out: Path, settings: Settings) -> None:
+    """Write down what this folder is for; raise InputError when it is for something else."""
+    wanted = json.loads(json.dumps({"dft_mm": __version__} | asdict(settings)))
+    path = out / "demo.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{k}: {found.get(k)!r} -> {wanted.get(k)!r}" for k in wanted if found.get(k) != wanted.get(k)]
+        if changed:
+            raise InputError(
+                f"{out} holds a demo made otherwise ({'; '.join(changed)}); remove it, or give another --out"
+            )
+    elif any(out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no demo; give another --out")
+    else:
+        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+
+
+def _make_inputs(out: Path, settings: Settings) -> None:
+    """Data, model, recipes, DeepSpeed config and suite. Folders appear whole or not at all."""
+    if not (out / "data").is_dir():
+        log.info("writing pictures of handwritten arithmetic to %s", out / "data")
+        _write_whole(out / "data", lambda folder: write_data(folder, settings.seed, settings.sizes))
+    if not (out / "model").is_dir():
+        log.info("writing a tiny Qwen2.5-VL with random weights to %s", out / "model")
+        _write_whole(out / "model", lambda folder: write_tiny_reader(folder, settings.seed))
+    zero3 = {"zero_optimization": {"stage": 3, "overlap_comm": False, "contiguous_gradients": True}}
+    (out / "zero3.json").write_text(json.dumps(zero3, indent=2) + "\n", encoding="utf-8")
+    (out / "recipes").mkdir(exist_ok=True)
+    for name in MODELS:
+        (out / "recipes" / f"{name}.yaml").write_text(to_yaml(make_recipe(name, settings)), encoding="utf-8")
+    for suite, sampling in SUITES.items():
+        suffix = suite.removeprefix("digits")
+        benchmarks = [{"task": "digits", "name": name + suffix, "data": f"data/{name}.jsonl"} for name in _HELDOUT]
+        text = yaml.safe_dump({"name": suite, "sampling": sampling, "benchmarks": benchmarks}, sort_keys=False)
+        (out / f"{suite}.yaml").write_text(text, encoding="utf-8")
+
+
+def _write_whole(folder: Path, write: Callable[[Path], object]) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write(partial)
+    partial.rename(folder)
+
+
+def make_recipe(name: str, settings: Settings) -> Recipe:
+    """The recipe of one of `MODELS`; paths are relative to the demo's folder. The arms differ in loss and name only."""
+    first = name == "warmup"
+
+    def source(file: str) -> dict[str, str]:
+        return {"path": f"data/{file}.jsonl", "format": "wethink"}
+
+    return Recipe.model_validate(
+        {
+            "name": name,
+            "seed": settings.seed,
+            "output": f"runs/{name}",
+            "deepspeed": "zero3.json",
+            "model": {
+                "path": "model" if first else "runs/warmup/export",
+                "dtype": "float32",
+                "gradient_checkpointing": False,
+            },
+            "data": {
+                "train": [source("clean" if first else "mixed")],
+                "heldout": [source("writers")],
+                "max_length": 128,
+                "min_pixels": 784,
+                "max_pixels": 6272,
+                "workers": 1,
+            },
+            "loss": {"name": "dft" if name == "dft" else "sft"},
+            "optim": {
+                "lr": settings.warmup_lr if first else settings.lr,
+                "batch_size": settings.batch_size,
+            },
+            "train": {
+                "epochs": settings.warmup_epochs if first else settings.epochs,
+                "micro_tokens": 4096,
+                "save_every": 100,
+                "heldout_every": 50,
+            },
+        }
+    )
+
+
+def _train(out: Path, name: str) -> None:
+    run = out / "runs" / name
+    if _state(run) == "finished" and (run / "export").is_dir():
+        log.info("%s is there already", run)
+        return
+    run_on_cpu(deepspeed_command(_RANKS, f"recipes/{name}.yaml"), out, out / "demo.log")
+    state = _state(run)
+    if state == "stopped":
+        raise Stopped(f"training {name} was stopped; the same command goes on from there")
+    if state != "finished":
+        raise RuntimeError(f"training {name} ended as {state}; {out / 'demo.log'} tells more")
+
+
+def _state(run: Path) -> str | None:
+    status = run / "STATUS.json"
+    return json.loads(status.read_text(encoding="utf-8"))["state"] if status.is_file() else None
+
+
+def _results_folder(out: Path, name: str, suite: str) -> Path:
+    return out / "runs" / name / "eval" / suite
+
+
+def _score(out: Path, name: str) -> None:
+    for suite in SUITES:
+        if (_results_folder(out, name, suite) / "results.json").is_file():
+            log.info("%s is there already", _results_folder(out, name, suite))
+            continue
+        model, results = f"runs/{name}/export", f"runs/{name}/eval/{suite}"
+        command = ["dft-mm", "eval", f"{suite}.yaml", "--model", model, "--out", results]
+        run_on_cpu(command, out, out / "demo.log")
+
+
+def _comparison(out: Path) -> list[str]:
+    """DFT against SFT on the same questions: an exact sign test on those that one of them got right more often."""
+    lines = []
+    for suite in SUITES:
+        right: dict[str, dict[tuple[str, str], int]] = {"sft": {}, "dft": {}}
+        for name, counts in right.items():
+            for line in read_lines(_results_folder(out, name, suite) / "scores.jsonl"):
+                key = (line["benchmark"], line["id"])
+                counts[key] = counts.get(key, 0) + (line["status"] == "correct")
+        for benchmark in dict.fromkeys(key[0] for key in right["sft"]):
+            gains = [right["dft"][key] - count for key, count in right["sft"].items() if key[0] == benchmark]
+            better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+            difference = 100 * sum(gains) / len(gains) / SUITES[suite].get("samples", 1)
+            p = sign_test(better, worse)
+            verdict = "no difference is shown" if p >= 0.05 else f"{'DFT' if better > worse else 'SFT'} is better"
+            lines.append(
+                f"{benchmark}: DFT - SFT = {difference:+.1f} points (DFT better on {better} questions, SFT on {worse}, "
+                f"of {len(gains)}; p = {p:.2g}): {verdict}."
+            )
+    return lines
+
+
+def sign_test(a: int, b: int) -> float:
+    """Two-sided exact p-value of a against b when each has an even chance."""
+    n = a + b
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(a, b) + 1)) / 2**n)
+
+
+def _intro(settings: Settings, comparison: Sequence[str]) -> list[str]:
+    sizes = settings.sizes
+    return [
+        "A Qwen2.5-VL of about a million parameters learned to read pictures of handwritten arithmetic and to work "
+        f"them out step by step. It began with random weights and was trained by SFT on {sizes.clean} rows with right "
+        f"answers (warmup). From there it went on twice, on the same {sizes.mixed} further rows in the same order, of "
+        f"which {sizes.wrong:.0%} have a wrong answer and steps that lead to it: once by SFT and once by DFT.",
+        f"All three were then asked {sizes.heldout} questions in digits of sheets that were never trained on "
+        f"(writers), and {sizes.heldout} in the same digits with pairs of numbers that were never trained on either "
+        "(pairs). The digits are scikit-learn's: 1,797 by 13 writers, without writer ids. They stand in the order of "
+        "14 filled-in sheets, and the last three sheets were held out; a writer of two sheets may be on both sides.",
+        f"Answers were drawn at temperature 1, as in the paper, {SUITES['digits']['samples']} to a question; and once more "
+        "by always taking the likeliest token (greedy).",
+        *comparison,
+        f"This is one seed ({settings.seed}). Intervals and p-values cover the choice of questions, not the luck of a "
+        "training run: another seed, share of wrong answers or learning rate may come out otherwise.",
+    ]

@@ -1,0 +1,91 @@
+"""Training and scoring as commands of their own: shown live, kept in a log file, stopped when this process is."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from dft_mm.dist import log
+from dft_mm.errors import Stopped
+
+_NOISE = re.compile(r"^\[|^[WE]\d{4} |Warning: |^\s|^$")  # of the launcher and libraries; the log file has it all
+_PATIENCE_S = 60.0
+
+
+def deepspeed_command(ranks: int, recipe: str) -> list[str]:
+    """The launcher on this machine's accelerators or, on the CPU, processes; on a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["--num_gpus", str(ranks), "--master_port", str(port)]
+    return ["deepspeed", *where, "--module", "dft_mm", "train", recipe]
+
+
+def run_on_cpu(command: Sequence[str], folder: Path, log_file: Path) -> None:
+    """Run a command in `folder`, one thread a process.
+
+    Raises Stopped when a signal came, RuntimeError with the last lines when the command fails.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
+    log.info("$ %s", " ".join(command))
+    last: list[str] = []
+    with (
+        log_file.open("a", encoding="utf-8") as kept,
+        # In a session of its own: a terminal's Ctrl-C reaches it once, from here, and its group is all that it started.
+        subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, errors="replace", start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as child,
+        _passing_signals_on(child),
+    ):  # fmt: skip
+        kept.write(f"$ {' '.join(command)}\n")
+        for line in child.stdout or ():
+            kept.write(line)
+            kept.flush()
+            last = [*last[-19:], line]
+            if not _NOISE.search(line):
+                log.info("  %s", line.rstrip())
+    if child.returncode:
+        shown = "".join(last)
+        raise RuntimeError(
+            f"{' '.join(command)}: exit code {child.returncode}; all is in {log_file}, the end:\n{shown}"
+        )
+
+
+@contextlib.contextmanager
+def _passing_signals_on(child: "subprocess.Popen[str]") -> Iterator[None]:
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        child.send_signal(signal.SIGINT)
+
+    handled = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, pass_on) for number in handled}
+    try:
+        yield
+        child.wait()
+    finally:
+        _end_group(child.pid)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        raise Stopped("stopped; the same command goes on from the last checkpoint")
+
+
+def _end_group(group: int) -> None:
+    """A launcher may be gone before its ranks: give them time to save, then make sure that none is left."""
+    end = time.monotonic() + _PATIENCE_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.2)
+        os.killpg(group, signal.SIGKILL)
