@@ -1,0 +1,126 @@
+"""One step with a stand-in for the engine: what is counted, and what stops before the update."""
+
+import pytest
+import torch
+from torch import nn
+
+from dft_mm.batch import IGNORE_INDEX, Batch
+from dft_mm.config import LossConfig
+from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
+from dft_mm.train.telemetry import P_BINS
+
+END = 1
+DFT = LossConfig(name="dft")
+
+
+class Model(nn.Module):
+    """p of a token is its own parameter: `labels` choose among four."""
+
+    def __init__(self, values=(0.05, 0.5, 0.25, 1.0)):
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(values))
+
+    def forward(self, labels, loss, **inputs):
+        targets = labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
+        nll = -self.p[targets].log()
+        weight = torch.ones_like(nll) if loss.name == "sft" else (-nll).exp().detach()
+        return (weight * nll).sum(), nll.detach(), weight, targets
+
+
+class Engine:
+    device = torch.device("cpu")
+
+    def __init__(self, module):
+        self.module, self.updates, self.boundaries = module, 0, []
+
+    def __call__(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    def set_gradient_accumulation_boundary(self, is_boundary):
+        self.boundaries.append(is_boundary)
+
+    def backward(self, loss, scale_wrt_gas):
+        assert scale_wrt_gas is False
+        loss.backward()
+
+    def step(self):
+        self.updates += self.boundaries[-1]
+
+    def was_step_applied(self):
+        return self.boundaries[-1]
+
+    def zero_optimization_stage(self):
+        return 0
+
+    def train(self):
+        self.module.train()
+
+    def eval(self):
+        self.module.eval()
+
+
+def batch(name, *targets):
+    ids = torch.tensor([[3, *targets]])
+    labels = torch.tensor([[IGNORE_INDEX, *targets]])
+    return Batch(ids, torch.ones_like(ids), labels, (name,), tokens=ids.numel())
+
+
+def test_sums_and_gradient_are_over_the_global_tokens():
+    engine = Engine(Model())
+    sums, norm = train_step(engine, iter([batch("a", 0, 1), batch("b", 2, 3, 1)]), 2, 5, DFT, END)
+    p = torch.tensor([0.05, 0.5, 0.25, 1.0, 0.5])
+    metrics = sums.metrics()
+    assert metrics["loss"] == pytest.approx(float(-(p * p.log()).mean()))
+    assert metrics["ce"] == pytest.approx(float(-p.log().mean()))
+    assert metrics["p_mean"] == metrics["weight_mean"] == pytest.approx(float(p.mean()))
+    assert metrics["eos_p"] == pytest.approx(0.5)
+    assert (metrics["supervised_tokens"], metrics["tokens"]) == (5, 7)
+    expected = [0] * P_BINS
+    for place in (0, 5, 2, 9, 5):  # p = 1 belongs to the last bin
+        expected[place] += 1
+    assert metrics["p_hist"] == expected
+    # d(-sg(p) log p)/dp = -1 for each use
+    torch.testing.assert_close(engine.module.p.grad, torch.tensor([-1.0, -2.0, -1.0, -1.0]) / 5)
+    assert norm == pytest.approx(float(engine.module.p.grad.norm()))
+    assert engine.boundaries == [False, True]
+    assert engine.updates == 1
+
+
+def test_a_metric_that_was_not_measured_is_absent():
+    sums, _ = train_step(Engine(Model()), [batch("a", 0, 2)], 1, 2, DFT, END)
+    assert "eos_p" not in sums.metrics()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_its_examples():
+    engine = Engine(Model((0.5, 0.5, 0.0, 0.5)))
+    with pytest.raises(NonFiniteError, match="examples: bad$"):
+        train_step(engine, [batch("good", 0), batch("bad", 2), batch("fine", 1)], 3, 3, LossConfig(name="sft"), END)
+    assert engine.updates == 0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update():
+    engine = Engine(Model())
+    engine.module.p.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(NonFiniteError, match="gradient is not finite; the step's examples: a, b"):
+        train_step(engine, [batch("a", 0), batch("b", 1)], 2, 2, DFT, END)
+    assert engine.updates == 0
+
+
+def test_a_plan_that_counted_otherwise_is_a_bug_that_is_told():
+    with pytest.raises(RuntimeError, match="plan counted 7 supervised tokens, the step 2"):
+        train_step(Engine(Model()), [batch("a", 0, 1)], 1, 7, DFT, END)
+
+
+def test_a_wish_to_stop_travels_with_the_sums():
+    assert not train_step(Engine(Model()), [batch("a", 0)], 1, 1, DFT, END)[0].stop
+    assert train_step(Engine(Model()), [batch("a", 0)], 1, 1, DFT, END, stop_wanted=True)[0].stop
+
+
+def test_the_heldout_pass_measures_plain_cross_entropy_and_goes_back_to_training():
+    engine = Engine(Model())
+    measured = heldout_pass(engine, [batch("a", 0, 1), batch("b", 3)], END)
+    p = torch.tensor([0.05, 0.5, 1.0])
+    assert measured["heldout_ce"] == pytest.approx(float(-p.log().mean()))
+    assert sum(measured["heldout_p_hist"]) == 3
+    assert engine.module.training
+    assert engine.module.p.grad is None
