@@ -1,0 +1,92 @@
+"""Small run and result folders as training and evaluation leave them."""
+
+import json
+import math
+
+import pytest
+import yaml
+from PIL import Image
+
+from dft_mm.config import Recipe
+
+
+def _write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, loss="sft", model="model", steps=40, file="train.jsonl", state="finished", reason=""):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        recipe = Recipe.model_validate(
+            {
+                "name": name,
+                "output": f"runs/{name}",
+                "model": {"path": model},
+                "data": {"train": [{"path": file, "format": "wethink"}]},
+                "loss": {"name": loss},
+            }
+        )
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
+        status = {"state": state, "step": steps, "reason": reason, "time": "2026-01-01T00:00:00+00:00"}
+        (folder / "STATUS.json").write_text(json.dumps(status), encoding="utf-8")
+        environment = {
+            "dft_mm": "0.1.0", "commit": "a" * 40, "packages": {"torch": "2.0"}, "command": ["dft-mm", "train", name],
+        }  # fmt: skip
+        (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+        lines = []
+        for step in range(1, steps + 1):
+            ce = 2 * math.exp(-step / 15) + (0.1 if loss == "sft" else 0.2) + 0.05 * math.sin(7 * step)
+            line = {"step": step, "loss": ce, "ce": ce, "p_mean": math.exp(-ce), "grad_norm": 1.0, "time_s": 0.3}
+            if step % 20 == 0:
+                line |= {"heldout_ce": ce + 0.1, "heldout_p_hist": [50, 9, 7, 0, 5, 6, 8, 12, 40, 100 * step]}
+            lines.append(line)
+        _write_lines(folder / "metrics.jsonl", lines)
+        (folder / "export").mkdir()
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Forty questions of task digits with their pictures."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = []
+    for number in range(40):
+        Image.linear_gradient("L").resize((112, 28)).rotate(9 * number).save(folder / f"{number}.png")
+        rows.append({"id": f"q{number}", "problem": "What is it?", "answer": "55", "image_path": f"{number}.png"})
+    _write_lines(folder / "writers.jsonl", rows)
+    return folder / "writers.jsonl"
+
+
+@pytest.fixture
+def make_results(questions):
+    def make(folder, right, text="<think>\n47+8\n</think>\n<answer>\n{}\n</answer>", benchmark="writers"):
+        """Results of a model that answers the first `right` questions rightly."""
+        folder.mkdir(parents=True)
+        generations, scores = [], []
+        for number in range(40):
+            about = {"benchmark": benchmark, "id": f"q{number}", "sample": 0}
+            correct = number < right
+            answer = "55" if correct else "12"
+            generations.append(
+                about | {"prompt": "", "text": text.format(answer), "finish_reason": "stop", "tokens": 9, "seed": 1}
+            )
+            status = "correct" if correct else "wrong"
+            scores.append(about | {"status": status, "extracted": answer, "gold": "55", "detail": ""})
+        _write_lines(folder / "generations.jsonl", generations)
+        _write_lines(folder / "scores.jsonl", scores)
+        value = {"value": right / 40, "se": 0.05, "ci95": [right / 40 - 0.1, right / 40 + 0.1], "n": 40}
+        entry = {"metrics": {"avg@1": value, "pass@1": value}, "samples": 1}
+        entry["status"] = {"correct": right, "wrong": 40 - right}
+        results = {"suite": "digits", "model": "m", "benchmarks": {benchmark: entry}}
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        bench = {"task": "digits", "name": benchmark, "data": str(questions), "limit": None, "judge": "rule"}
+        manifest = {"suite": {"name": "digits", "benchmarks": [bench]}}
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        return folder
+
+    return make
