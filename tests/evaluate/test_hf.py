@@ -99,11 +99,17 @@ def test_sampled_answers_do_not_depend_on_the_batch(text_model, sums, tmp_path):
     assert len({line["seed"] for line in _lines(tmp_path / "1")}) == 14
 
 
-@pytest.mark.parametrize("cut", [0, 1, 40, -1])
-def test_an_interrupted_run_ends_with_the_same_bytes(text_model, sums, tmp_path, monkeypatch, cut):
+@pytest.fixture(scope="module")
+def whole(text_model, sums, tmp_path_factory):
+    """An uninterrupted run of four batches."""
+    out = tmp_path_factory.mktemp("whole")
+    evaluate(_suite("gsm8k", sums, temperature=0.8, samples=2), text_model, out, batch_size=4)
+    return out
+
+
+@pytest.mark.parametrize("cut", [0, 40, -1])
+def test_an_interrupted_run_ends_with_the_same_bytes(text_model, sums, whole, tmp_path, monkeypatch, cut):
     suite = _suite("gsm8k", sums, temperature=0.8, samples=2)
-    whole = tmp_path / "whole"
-    evaluate(suite, text_model, whole, batch_size=4)
 
     class Killed(Exception):
         pass
