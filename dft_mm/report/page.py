@@ -126,28 +126,25 @@ def _plots(group: Sequence[Run], runs: Sequence[Run]) -> Group:
             log_y = key in ("ce", "heldout_ce", "grad_norm")
             svg = line_plot(series, f"{key} of {title}", smooth, log_y)
             plots.append(Plot(svg, caption + (" (logarithmic)." if log_y else ".")))
-    histograms = _histograms(group, runs)
+    before = _before(group[0], runs)
+    histograms = {run.name: lines[-1] for run in group if (lines := run.series("heldout_p_hist")[1])}
+    reference = None
+    if histograms and before:
+        reference = f"before ({before[0]})"
+        histograms = {reference: before[1]} | histograms
     if histograms:
-        svg = histogram_plot(histograms, f"token probabilities of {title}")
-        caption = "Held-out tokens by the probability given to them, before and after (logarithmic)."
-        plots.append(Plot(svg, caption))
+        svg = histogram_plot(histograms, f"token probabilities of {title}", reference)
+        when = "before and after" if reference else "at the end"
+        plots.append(Plot(svg, f"Held-out tokens by the probability given to the right one, {when} (logarithmic)."))
     return Group(title, tuple(plots))
 
 
-def _histograms(group: Sequence[Run], runs: Sequence[Run]) -> dict[str, list[int]]:
-    """Held-out histograms: where the group started from, if that is known, and the last of each run."""
-    found: dict[str, list[int]] = {}
-    for run in group:
-        start = locate(run.recipe["model"]["path"], run.folder)
-        before = [other for other in runs if start and (other.folder / "export").resolve() == start]
-        for label, lines in (
-            *((f"before: {other.name}", other.series("heldout_p_hist")[1][-1:]) for other in before),
-            (run.name if before or len(group) > 1 else f"after: {run.name}", run.series("heldout_p_hist")[1][-1:]),
-        ):
-            if lines:
-                found.setdefault(label, list(lines[0]))
-        if not before and len(group) == 1:
-            steps, values = run.series("heldout_p_hist")
-            if len(values) > 1:
-                found = {f"after {steps[0]} steps": values[0], f"after {steps[-1]} steps": values[-1]}
-    return found
+def _before(run: Run, runs: Sequence[Run]) -> tuple[str, list[int]] | None:
+    """What a run began with: the last held-out histogram of the run that it started from, else its own first one."""
+    start = locate(run.recipe["model"]["path"], run.folder)
+    for other in runs:
+        lines = other.series("heldout_p_hist")[1]
+        if start and lines and (other.folder / "export").resolve() == start:
+            return other.name, lines[-1]
+    steps, lines = run.series("heldout_p_hist")
+    return (f"{run.name}, step {steps[0]}", lines[0]) if len(lines) > 1 else None

@@ -1,6 +1,7 @@
 """Plots of runs as inline SVG that follows the page's own text colour, light or dark."""
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette: told apart by colour-blind readers, on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -24,23 +26,32 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 def line_plot(series: Series, title: str, smooth: bool, log_y: bool = False) -> str:
     """One line a label over steps. `smooth`: a running mean in front of the pale values themselves."""
     with _figure(title) as (axes, svg):
-        for (label, (steps, values)), colour in zip(series.items(), COLOURS * len(series)):
+        for (label, (steps, values)), colour in zip(series.items(), itertools.cycle(COLOURS)):
             if smooth:
                 axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
                 values = running_mean(values, max(1, len(values) // 25))
             axes.plot(steps, values, color=colour, label=label, marker=None if smooth else "o", markersize=4)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log_y:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         _legend(axes, len(series))
     return svg[0]
 
 
-def histogram_plot(histograms: Mapping[str, Sequence[int]], title: str) -> str:
-    """Share of tokens by their probability, on a logarithmic axis as in the paper's Figure 2; an empty bin has none."""
+def histogram_plot(histograms: Mapping[str, Sequence[int]], title: str, reference: str | None = None) -> str:
+    """Share of tokens by their probability, on a logarithmic axis as in the paper's Figure 2; an empty bin has no bar.
+
+    `reference`: a label that is grey, so that the others keep the colours of their lines.
+    """
     with _figure(title) as (axes, svg):
         width = 0.8 / len(histograms)
-        for place, ((label, counts), colour) in enumerate(zip(histograms.items(), COLOURS * len(histograms))):
+        colours = itertools.cycle(COLOURS)
+        for place, (label, counts) in enumerate(histograms.items()):
+            colour = "#888888" if label == reference else next(colours)
             bins, total = len(counts), sum(counts)
             left = [(bin_ + 0.1 + width * place) / bins for bin_ in range(bins)]
             shares = [number / total if number else float("nan") for number in counts]

@@ -230,8 +230,8 @@ def _intro(settings: Settings, comparison: Sequence[str]) -> list[str]:
         f"(writers), and {sizes.heldout} in the same digits with pairs of numbers that were never trained on either "
         "(pairs). The digits are scikit-learn's: 1,797 by 13 writers, without writer ids. They stand in the order of "
         "14 filled-in sheets, and the last three sheets were held out; a writer of two sheets may be on both sides.",
-        f"Answers were drawn at temperature 1, as in the paper, {SUITES['digits']['samples']} to a question; and once more "
-        "by always taking the likeliest token (greedy).",
+        f"Answers were drawn at temperature 1, as in the paper, {SUITES['digits']['samples']} to a question; and then "
+        "once more by always taking the likeliest token (greedy).",
         *comparison,
         f"This is one seed ({settings.seed}). Intervals and p-values cover the choice of questions, not the luck of a "
         "training run: another seed, share of wrong answers or learning rate may come out otherwise.",

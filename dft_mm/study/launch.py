@@ -8,15 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from dft_mm.dist import log
 from dft_mm.errors import Stopped
 
 _NOISE = re.compile(r"^\[|^[WE]\d{4} |Warning: |^\s|^$")  # of the launcher and libraries; the log file has it all
 _PATIENCE_S = 60.0
+_LOOK_EVERY_S = 0.2
 
 
 def deepspeed_command(ranks: int, recipe: str) -> list[str]:
@@ -36,23 +39,22 @@ def run_on_cpu(command: Sequence[str], folder: Path, log_file: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
     log.info("$ %s", " ".join(command))
-    last: list[str] = []
-    with (
-        log_file.open("a", encoding="utf-8") as kept,
-        # In a session of its own: a terminal's Ctrl-C reaches it once, from here, and its group is all that it started.
-        subprocess.Popen(
-            command, cwd=folder, env=environment, text=True, errors="replace", start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as child,
-        _passing_signals_on(child),
-    ):  # fmt: skip
+    last: deque[str] = deque(maxlen=20)
+    with log_file.open("a", encoding="utf-8") as kept, log_file.open(encoding="utf-8", errors="replace") as written:
         kept.write(f"$ {' '.join(command)}\n")
-        for line in child.stdout or ():
-            kept.write(line)
-            kept.flush()
-            last = [*last[-19:], line]
-            if not _NOISE.search(line):
-                log.info("  %s", line.rstrip())
+        kept.flush()
+        written.seek(0, os.SEEK_END)
+        # It writes to the file itself, not to a pipe, which a rank that outlives the launcher would keep open.
+        # In a session of its own: a terminal's Ctrl-C reaches it once, from here, and its group is all that it started.
+        child = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=kept, stderr=kept,
+            start_new_session=True,
+        )  # fmt: skip
+        with _passing_signals_on(child):
+            while child.poll() is None:
+                last.extend(_show_lines(written))
+                time.sleep(_LOOK_EVERY_S)
+        last.extend(_show_lines(written))
     if child.returncode:
         shown = "".join(last)
         raise RuntimeError(
@@ -60,8 +62,21 @@ def run_on_cpu(command: Sequence[str], folder: Path, log_file: Path) -> None:
         )
 
 
+def _show_lines(file: TextIO) -> list[str]:
+    """Log the whole lines that came since the last call, without noise; return them all."""
+    lines = []
+    while True:
+        start, line = file.tell(), file.readline()
+        if not line.endswith("\n"):
+            file.seek(start)
+            return lines
+        lines.append(line)
+        if not _NOISE.search(line):
+            log.info("  %s", line.rstrip())
+
+
 @contextlib.contextmanager
-def _passing_signals_on(child: "subprocess.Popen[str]") -> Iterator[None]:
+def _passing_signals_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -72,7 +87,6 @@ def _passing_signals_on(child: "subprocess.Popen[str]") -> Iterator[None]:
     previous = {number: signal.signal(number, pass_on) for number in handled}
     try:
         yield
-        child.wait()
     finally:
         _end_group(child.pid)
         for number, handler in previous.items():

@@ -77,7 +77,7 @@ def test_arms_share_their_plots_and_show_where_they_began(write, arms):
     assert "sft (loss sft) and dft (loss dft)" in headings
     # ce, held-out ce, p_mean, gradient norm and the histogram, of two groups
     assert page.tags.count("figure") == 10
-    assert "before: warmup" in text
+    assert "before (warmup)" in text
 
 
 def test_ids_of_plots_do_not_collide(write, arms):
