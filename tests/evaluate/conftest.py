@@ -5,15 +5,33 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from PIL import Image
+from transformers import AutoConfig, AutoTokenizer
 
-from dft_mm.model.load import load_model, resolve
+from dft_mm.evaluate.tasks import MATH_SYSTEM
+from dft_mm.model.load import read_family, resolve
 
 
-def _lively(source: str, folder):
-    """A copy of a built-in model with large random weights: every context has another likeliest token."""
-    shutil.copytree(resolve(source), folder)
-    model = load_model(folder)
+def _lively(source, folder):
+    """A model of a built-in one's shape with large random weights and a small vocabulary: quick, and every context has
+    another likeliest token."""
+    original = resolve(source)
+    folder.mkdir()
+    for name in ("chat_template.jinja", "preprocessor_config.json"):
+        if (original / name).is_file():
+            shutil.copyfile(original / name, folder / name)
+    corpus = [MATH_SYSTEM, "You are a helpful assistant. What is 1 + 2? Think of apples.", *map(str, range(100))]
+    tokenizer = AutoTokenizer.from_pretrained(original).train_new_from_iterator(corpus, 500)
+    tokenizer.save_pretrained(folder)
+    config = AutoConfig.from_pretrained(original)
+    config.get_text_config().vocab_size = len(tokenizer)
+    config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    for name in ("image", "video", "vision_start", "vision_end"):
+        if hasattr(config, f"{name}_token_id"):
+            token = f"<|{name}_pad|>" if name in ("image", "video") else f"<|{name}|>"
+            setattr(config, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
+    model = getattr(transformers, read_family(original).model_class)(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
