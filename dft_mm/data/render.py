@@ -23,7 +23,7 @@ _VERSION = 1  # a new number when the same conversation gets other ids or anothe
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template writes them
 _PROBE = [
     {"role": role, "content": [{"type": "text", "text": text}]}
-    for role, text in (("user", "1 a"), ("assistant", "2 b"), ("user", "3 c"), ("assistant", "4 d"))
+    for role, text in (("user", "a 1"), ("assistant", "b 2"), ("user", "c 3"), ("assistant", "d 4"))
 ]
 
 
