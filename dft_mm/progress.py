@@ -31,7 +31,8 @@ def progress(label: str, total: int, done: int = 0, shown: bool = True) -> Itera
 
 
 def _plain(label: str, total: int, done: int) -> Callable[..., None]:
-    start, start_done, last = time.monotonic(), done, float("-inf")
+    start, start_done = time.monotonic(), done
+    last = start
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal done, last

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dft_mm.config import Recipe
-from dft_mm.data.dataset import open_dataset
+from dft_mm.data.dataset import Dataset
 from dft_mm.model.load import Processing, load_processing
 from dft_mm.train.feed import prepare_data
 
@@ -51,7 +51,7 @@ def _rows(recipe: Recipe, processing: Processing) -> Iterator[dict[str, Any]]:
     """All rows, those learned from first, each split in file order."""
     prepare_data(recipe, processing)
     for split in ("train", "heldout"):
-        dataset = open_dataset(recipe.run_dir / "data", split, None)
+        dataset = Dataset(recipe.run_dir / "data", split, None)
         for index in range(len(dataset)):
             where = dataset.meta(index)
             ids, supervised = dataset.tokens(index)

@@ -13,9 +13,10 @@ from dft_mm import dist
 from dft_mm.batch import Batch
 from dft_mm.config import Recipe
 from dft_mm.data.collate import Collator
-from dft_mm.data.dataset import Dataset, open_dataset, prepare
+from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.plan import Plan, heldout_micro_batches
+from dft_mm.data.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import Processing
 
@@ -57,8 +58,8 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
     manifest = dist.on_main(lambda: prepare_data(recipe, processing))
     _, images = make_renderer(recipe, processing)
     folder = recipe.run_dir / "data"
-    train = open_dataset(folder, "train", images)
-    heldout = open_dataset(folder, "heldout", images)
+    train = Dataset(folder, "train", images)
+    heldout = Dataset(folder, "heldout", images)
     plan = Plan(
         train.lengths,
         seed=recipe.seed,
