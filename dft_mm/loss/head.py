@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dft_mm.config import LossConfig
 from dft_mm.loss.tokens import Weight, supervised_rows, weight_function
@@ -65,6 +64,7 @@ def linear_token_loss(
 
     Raises:
         ValueError: unknown loss, shapes that do not match, or a target outside the vocabulary.
+        RuntimeError: in a backward pass with create_graph=True.
     """
     weigh = weight_function(loss)
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
@@ -101,8 +101,9 @@ class _LinearTokenLoss(torch.autograd.Function):
         return (token_weight * nll).sum(), nll, token_weight
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: constants here would drop the second derivative in silence
+            raise RuntimeError("linear_token_loss has no second derivative; use token_loss on logits for it")
         # The buffers are scaled in place and given away; whoever comes again by a retained graph gets new ones.
         grads, ctx.grads = ctx.grads, None
         if grads is None:
