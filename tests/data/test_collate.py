@@ -1,0 +1,153 @@
+import pytest
+import torch
+
+from dft_mm.batch import IGNORE_INDEX, Example
+from dft_mm.data.collate import Collator
+
+PAD, IMAGE, START, END = 0, 10, 11, 12
+
+
+def text(id_, length, supervised=0):
+    ids = torch.arange(20, 20 + length)
+    return Example(id_, "test", ids, torch.arange(length) >= length - supervised)
+
+
+def picture(id_, *grids, tail=4, seed=0):
+    ids, patches = [21, 22], 0
+    for t, h, w in grids:
+        ids += [START, *[IMAGE] * (t * h * w // 4), END, 23]
+        patches += t * h * w
+    ids = torch.tensor(ids + list(range(30, 30 + tail)))
+    values = torch.randn(patches, 1176, generator=torch.Generator().manual_seed(seed))
+    return Example(id_, "test", ids, torch.arange(len(ids)) >= len(ids) - tail, values, torch.tensor(grids))
+
+
+def test_rows_are_padded_on_the_right_and_labels_stay_aligned():
+    batch = Collator(PAD, None)([text("a", 3, supervised=1), text("b", 5, supervised=2)])
+    assert batch.input_ids.tolist() == [[20, 21, 22, PAD, PAD], [20, 21, 22, 23, 24]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    ignored = IGNORE_INDEX
+    assert batch.labels.tolist() == [[ignored, ignored, 22, ignored, ignored], [ignored, ignored, ignored, 23, 24]]
+    assert batch.example_ids == ("a", "b")
+    assert batch.tokens == 8
+    assert batch.supervised_tokens == 3
+    assert set(batch.model_inputs) == {"input_ids", "attention_mask"}
+    for tensor in (batch.input_ids, batch.attention_mask, batch.labels):
+        assert tensor.dtype == torch.int64
+
+
+def test_the_first_token_of_a_row_is_never_a_label():
+    example = text("a", 3, supervised=3)
+    batch = Collator(PAD, None)([example])
+    assert batch.labels.tolist() == [[IGNORE_INDEX, 21, 22]]
+    assert example.ids.tolist() == [20, 21, 22]  # the data set's own tensor is left alone
+
+
+def test_pictures_stand_in_row_order():
+    one, two = picture("a", (1, 2, 4), (1, 4, 4), seed=1), picture("b", (1, 2, 2), seed=2)
+    batch = Collator(PAD, IMAGE)([one, text("t", 30), two])
+    assert torch.equal(batch.pixel_values, torch.cat([one.pixel_values, two.pixel_values]))
+    assert batch.image_grid_thw.tolist() == [[1, 2, 4], [1, 4, 4], [1, 2, 2]]
+    assert torch.equal(batch.mm_token_type_ids, (batch.input_ids == IMAGE).long())
+    assert (batch.input_ids == IMAGE).sum(1).tolist() == [6, 0, 1]
+    assert batch.tokens == len(one.ids) + 30 + len(two.ids)
+
+
+def test_a_batch_without_pictures_gets_a_blank_one_after_its_shortest_row():
+    batch = Collator(PAD, IMAGE)([text("a", 5, supervised=2), text("b", 3, supervised=1)])
+    assert batch.input_ids.tolist() == [[20, 21, 22, 23, 24], [20, 21, 22, IMAGE, PAD]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert batch.mm_token_type_ids.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
+    assert batch.labels[1].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 22, IGNORE_INDEX, IGNORE_INDEX]
+    assert batch.pixel_values.shape == (4, 1176)
+    assert not batch.pixel_values.any()
+    assert batch.image_grid_thw.tolist() == [[1, 2, 2]]
+    assert batch.tokens == 8
+    assert batch.supervised_tokens == 3
+
+
+@pytest.mark.parametrize(("image", "ids"), [(None, [[PAD]]), (IMAGE, [[PAD, IMAGE]])])
+def test_an_empty_micro_batch_teaches_nothing(image, ids):
+    batch = Collator(PAD, image)([])
+    assert batch.input_ids.tolist() == ids
+    assert batch.attention_mask.all()
+    assert (batch.labels == IGNORE_INDEX).all()
+    assert batch.tokens == batch.supervised_tokens == 0
+    assert batch.example_ids == ()
+    assert (batch.pixel_values is None) == (image is None)
+
+
+def test_a_tokenizer_without_a_padding_token_will_do():
+    batch = Collator(None, None)([text("a", 2), text("b", 3)])
+    assert batch.input_ids.tolist() == [[20, 21, 0], [20, 21, 22]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    text_config = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision_config = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32,
+        "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
+        "fullatt_block_indexes": [1], "initializer_range": 0.2,
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config=text_config, vision_config=vision_config, image_token_id=IMAGE, video_token_id=13,
+        vision_start_token_id=START, vision_end_token_id=END,
+    )  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def alone(model, example):
+    """The model's own call for one conversation, with positions from its own function, nothing of ours."""
+    ids = example.ids[None]
+    positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+    pixels = {}
+    if example.pixel_values is not None:
+        types = (ids == IMAGE).int()
+        positions = model.model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=example.image_grid_thw)[0]
+        pixels = {"pixel_values": example.pixel_values, "image_grid_thw": example.image_grid_thw}
+    return model(input_ids=ids, position_ids=positions, use_cache=False, **pixels).logits[0]
+
+
+MIXED = [
+    [picture("a", (1, 4, 6), seed=1), text("b", 9), picture("c", (1, 2, 2), (1, 8, 4), seed=3), text("d", 31)],
+    [text("a", 7), text("b", 12), text("c", 7)],
+    [text("a", 6)],
+    [picture("a", (1, 6, 8), tail=9, seed=4)],
+]
+
+
+@pytest.mark.parametrize("examples", MIXED, ids=["mixed", "text only", "one text", "one picture"])
+@torch.no_grad()
+def test_a_row_in_a_batch_means_what_it_means_alone(model, examples):
+    batch = Collator(PAD, IMAGE)(examples)
+    logits = model(**batch.model_inputs, use_cache=False).logits
+    for row, example in enumerate(examples):
+        expected = alone(model, example)
+        assert expected.abs().max() > 0.5  # the comparison has something to compare
+        torch.testing.assert_close(logits[row, : len(example.ids)], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_pictures_and_their_places_matter_to_this_model(model):
+    """Otherwise the test above could not fail."""
+    example = picture("a", (1, 4, 6), seed=1)
+    batch = Collator(PAD, IMAGE)([example])
+    right = model(**batch.model_inputs, use_cache=False).logits
+    flat = {name: value for name, value in batch.model_inputs.items() if name != "mm_token_type_ids"}
+    assert (model(**flat, use_cache=False).logits - right).abs().max() > 1e-2
+    other = batch.model_inputs | {"pixel_values": -batch.pixel_values}
+    assert (model(**other, use_cache=False).logits - right).abs().max() > 1e-2
+
+
+def test_an_empty_micro_batch_runs_through_the_model(model):
+    batch = Collator(PAD, IMAGE)([])
+    logits = model(**batch.model_inputs, use_cache=False).logits
+    assert logits.isfinite().all()
