@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from dft_mm.batch import Example
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
+from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_grid, image_hash, read_image, to_patches
 
 
 class Dataset:
@@ -26,11 +26,15 @@ class Dataset:
 
     def __init__(self, folder: Path, split: Literal["train", "heldout"], images: ImageSettings | None) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow"))).read_all()
+        self._arguments = folder, split, images
         self._images = images
         heldout = np.load(folder / "heldout.npy")
         self._rows = np.flatnonzero(heldout == (split == "heldout"))
         self.lengths = self._table["length"].to_numpy()[self._rows]
         self.supervised = self._table["supervised_tokens"].to_numpy()[self._rows]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, self._arguments  # a worker process maps the file itself instead of being sent its content
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -45,7 +49,7 @@ class Dataset:
         """Where an example comes from: id, source, file, line, row, images (path and grid)."""
         row = int(self._rows[index])
         where = {name: self._table[name][row].as_py() for name in ("id", "source", "file", "line", "row")}
-        root = Path(self._table["image_root"][row].as_py())
+        root = Path(self._table["image_root"][row].as_py()).absolute()
         pairs = zip(self._table["images"][row].as_py(), self._table["grids"][row].as_py())
         return where | {"images": [{"path": str(root / path), "grid": grid} for path, grid in pairs]}
 
@@ -54,11 +58,8 @@ class Dataset:
         row = int(self._rows[index])
         ids, supervised = self.tokens(index)
         pixel_values = grid = None
-        paths = self._table["images"][row].as_py()
-        if paths:
-            root = Path(self._table["image_root"][row].as_py())
-            expected = self._table["grids"][row].as_py()
-            pixel_values, grid = self._patches(self._table["id"][row].as_py(), paths, root, expected)
+        if len(self._table["images"][row]):
+            pixel_values, grid = self._patches(row)
         return Example(
             id=self._table["id"][row].as_py(),
             source=self._table["source"][row].as_py(),
@@ -68,20 +69,21 @@ class Dataset:
             image_grid_thw=grid,
         )
 
-    def _patches(
-        self, id_: str, paths: list[str], root: Path, expected: list[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _patches(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._images is not None
+        names = ("id", "image_root", "images", "image_hashes", "grids")
+        id_, root, paths, hashes, grids = (self._table[name][row].as_py() for name in names)
         pictures = []
-        for path, grid in zip(paths, expected):
+        for path, expected, grid in zip(paths, hashes, grids):
             try:
-                picture = load_image(path, root)
-                now = image_grid(*picture.size, self._images)
+                data = read_image(path, Path(root))
+                picture = decode_image(data, path)
+                same = image_hash(data) == expected and list(image_grid(*picture.size, self._images)) == grid
             except ImageError as error:
-                raise RuntimeError(f"row {id_}: {root / path} was good when it was prepared: {error}") from error
-            if list(now) != grid:
+                raise RuntimeError(f"row {id_}: {Path(root, path)} was good when it was prepared: {error}") from error
+            if not same:
                 raise RuntimeError(
-                    f"row {id_}: {root / path} has changed since it was prepared ({grid} patches, now {list(now)}); "
+                    f"row {id_}: {Path(root, path)} is not the picture it was when it was prepared; "
                     "remove the run's data folder to prepare anew"
                 )
             pictures.append(picture)

@@ -124,8 +124,13 @@ def load_image(source: str | Path | bytes, root: Path) -> Image.Image:
 
     Raises ImageError.
     """
-    data = source if isinstance(source, bytes) else read_image(source, root)
-    name = "the embedded picture" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        return decode_image(source, "the embedded picture")
+    return decode_image(read_image(source, root), str(source))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The same for the bytes of a picture file; `name` is what an error calls it."""
     with warnings.catch_warnings():  # Pillow warns of what is refused, or healed, here
         warnings.simplefilter("ignore")
         try:

@@ -3,7 +3,9 @@ written down with file, line and reason.
 """
 
 import hashlib
+import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import pyarrow as pa
 
 from dft_mm.config import DataConfig, SourceConfig
 from dft_mm.data.formats import BadRow, Conversation
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image
+from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_grid, image_hash, read_image
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.data.rows import Record, parse, read_records
 from dft_mm.errors import InputError
@@ -25,6 +27,8 @@ from dft_mm.progress import progress
 _VERSION = 1  # a new number when the same files give another index
 _BATCH = 256  # rows that are written together
 _SHOWN = 3  # refused rows that a refusal quotes
+_DETAIL = 300  # characters of each
+_FILES = ("index.arrow", "heldout.npy", "quarantine.jsonl")
 # Settings that do not decide what is in the index.
 _NO_MATTER = {"bad_rows", "workers", "pack", "train", "heldout"}
 
@@ -33,7 +37,7 @@ SCHEMA = pa.schema(
         "id": pa.string(), "source": pa.string(), "file": pa.string(), "line": pa.int64(), "row": pa.int64(),
         "ids": pa.list_(pa.int32()), "supervised": pa.list_(pa.bool_()), "length": pa.int64(),
         "supervised_tokens": pa.int64(), "images": pa.list_(pa.string()), "image_root": pa.string(),
-        "grids": pa.list_(pa.list_(pa.int32(), 3)),
+        "image_hashes": pa.list_(pa.string()), "grids": pa.list_(pa.list_(pa.int32(), 3)),
     }
 )  # fmt: skip
 
@@ -49,7 +53,9 @@ class Prepared:
     ids: np.ndarray
     supervised: np.ndarray
     images: tuple[str, ...]
+    """Paths relative to `image_root`."""
     image_root: str
+    image_hashes: tuple[str, ...]
     grids: tuple[tuple[int, int, int], ...]
     truncated: bool
 
@@ -70,13 +76,14 @@ def prepare(
     fingerprint = _fingerprint(config, sources, contents, renderer, images, seed)
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if manifest.get("fingerprint") != fingerprint:
+    if manifest.get("fingerprint") != fingerprint or manifest.get("files") != _sizes(folder):
         path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         lines = sum(lines for _, lines in contents)
         manifest = {"fingerprint": fingerprint} | _Index(config, renderer, images, folder).write(sources, lines, seed)
+        manifest["files"] = _sizes(folder)
         with _replacing(path) as file:
-            file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+            file.write(json.dumps(manifest, indent=2).encode())
     _refuse(manifest, config.bad_rows, folder)
     return manifest
 
@@ -92,7 +99,9 @@ def examine(
     try:
         if conversation.images and images is None:
             raise BadRow("image", "the row has a picture, and the model takes none")
-        pictures = [load_image(source, root) for source in conversation.images]
+        files = [image if isinstance(image, bytes) else read_image(image, root) for image in conversation.images]
+        names = [image if isinstance(image, str) else "the picture in the row" for image in conversation.images]
+        pictures = [decode_image(file, name) for file, name in zip(files, names)]
         grids = tuple(image_grid(*picture.size, images) for picture in pictures)
         rendered = renderer.render(conversation.messages, grids)
     except (ImageError, RenderError) as error:
@@ -107,22 +116,14 @@ def examine(
             raise TooLong(f"{len(rendered.ids)} tokens, and nothing to learn in the first {config.max_length}")
     if not supervised[1:].any():
         raise BadRow("no_answer", "no token of the row would be learned")
-    paths, image_root = _kept(conversation.images, root, blobs)
-    return Prepared(ids, supervised, paths, image_root, grids, truncated)
-
-
-def _kept(sources: list[str | bytes], root: Path, blobs: Path) -> tuple[tuple[str, ...], str]:
-    """Paths of the pictures and the folder they are in; those that the row contains are written there."""
-    if not any(isinstance(source, bytes) for source in sources):
-        return tuple(map(str, sources)), str(root)
-    blobs.mkdir(exist_ok=True)
-    paths = []
-    for source in sources:
-        content = source if isinstance(source, bytes) else (root / source).read_bytes()
-        name = hashlib.sha256(content).hexdigest()
-        (blobs / name).write_bytes(content)
-        paths.append(name)
-    return tuple(paths), str(blobs)
+    hashes = tuple(map(image_hash, files))
+    if any(isinstance(image, bytes) for image in conversation.images):
+        blobs.mkdir(exist_ok=True)
+        for name, file in zip(hashes, files):
+            (blobs / name).write_bytes(file)
+        return Prepared(ids, supervised, hashes, str(blobs), hashes, grids, truncated)
+    paths = tuple(str(image) for image in conversation.images)
+    return Prepared(ids, supervised, paths, str(root), hashes, grids, truncated)
 
 
 @dataclass
@@ -161,6 +162,7 @@ class _Index:
             for source, is_heldout in sources:
                 count = _Counts(source.path, "heldout" if is_heldout else "train")
                 counts.append(count)
+                line = 0
                 for record in read_records(source):
                     row = self._row(record, source, count, quarantine)
                     if row is not None:
@@ -169,7 +171,8 @@ class _Index:
                         self._batch.append(row)
                     if len(self._batch) == _BATCH:
                         self._flush(writer)
-                    advance()
+                    advance(record.line - line)
+                    line = record.line
             self._flush(writer)
         chosen = np.array(heldout, dtype=bool)
         if self._config.heldout_fraction:
@@ -223,7 +226,8 @@ class _Index:
             "id": self._unique(conversation.id, source, record.row), "source": source.path, "file": source.path,
             "line": record.line, "row": record.row, "ids": made.ids, "supervised": made.supervised,
             "length": len(made.ids), "supervised_tokens": learned, "images": list(made.images),
-            "image_root": made.image_root, "grids": [list(grid) for grid in made.grids],
+            "image_root": made.image_root, "image_hashes": list(made.image_hashes),
+            "grids": [list(grid) for grid in made.grids],
         }  # fmt: skip
 
     def _unique(self, own: str | None, source: SourceConfig, row: int) -> str:
@@ -277,31 +281,53 @@ def _fingerprint(
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files that make up the index; what is not there is not in it."""
+    return {path.name: path.stat().st_size for name in _FILES if (path := folder / name).is_file()}
+
+
 def _refuse(manifest: dict[str, Any], bad_rows: float, folder: Path) -> None:
-    rows = sum(source["rows"] for source in manifest["sources"])
-    bad = sum(sum(source["quarantined"].values()) for source in manifest["sources"])
+    """Raise InputError when the data, read and counted, is not what a run should start on."""
+    sources = manifest["sources"]
+    rows = sum(source["rows"] for source in sources)
+    bad = sum(sum(source["quarantined"].values()) for source in sources)
     quarantine = folder / "quarantine.jsonl"
-    if rows and bad / rows > bad_rows:
-        shown = []
-        with quarantine.open(encoding="utf-8") as file:
-            for _, line in zip(range(_SHOWN), file):
-                row = json.loads(line)
-                shown.append(f"  {row['file']}:{row['line']}: {row['reason']}: {row['detail']}")
+    if bad / rows > bad_rows:
+        shown = "\n".join(_first_refused(quarantine))
         raise InputError(
-            f"{bad} of {rows} rows cannot be used, more than data.bad_rows ({bad_rows:g}) allows:\n"
-            + "\n".join(shown)
-            + f"\nAll are in {quarantine}. Mend them, or raise data.bad_rows to train without them"
+            f"{bad} of {rows} rows cannot be used, more than data.bad_rows ({bad_rows:g}) allows:\n{shown}\n"
+            f"All are in {quarantine}. Mend them, or raise data.bad_rows to train without them"
         )
+    for source in sources:
+        if source["rows"] == sum(source["quarantined"].values()):
+            shown = "\n".join(_first_refused(quarantine, source["path"]))
+            raise InputError(f"data: {source['path']} has no row that can be used:\n{shown}\nAll are in {quarantine}")
     if not manifest["examples"]["train"]:
-        left = ", ".join(f"{source['path']}: {source['rows']} rows, {source['too_long']} too long"
-                         for source in manifest["sources"])  # fmt: skip
+        left = ", ".join(
+            f"{source['path']}: {source['rows']} rows, {source['too_long']} too long" for source in sources
+        )
         raise InputError(f"no row is left to learn from ({left}); see {quarantine}, or raise data.max_length")
+
+
+def _first_refused(quarantine: Path, file: str | None = None) -> list[str]:
+    """The first few refused rows, of one file or of all, for reading."""
+    with quarantine.open(encoding="utf-8") as lines:
+        refused = (row for row in map(json.loads, lines) if file in (None, row["file"]))
+        return [
+            f"  {row['file']}:{row['line']}: {row['reason']}: {row['detail'][:_DETAIL]}"
+            for row in itertools.islice(refused, _SHOWN)
+        ]
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes its place when it is whole."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        yield file
-    temporary.replace(path)
+    """A binary file that takes its place when it is whole and on the disk; not at all after an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
