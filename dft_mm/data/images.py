@@ -23,7 +23,7 @@ from dft_mm.errors import InputError
 MAX_PIXELS = 178_956_970
 """More are refused before they are decoded: a file of a few bytes can claim billions (Pillow's own limit)."""
 # Formats that are pictures and nothing else; Pillow hands some others, such as EPS, to outside programs.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA", "ICO")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA", "ICO")
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -134,7 +134,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     with warnings.catch_warnings():  # Pillow warns of what is refused, or healed, here
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(
                         "too_many_pixels", f"{name} has {image.width} x {image.height}: above {MAX_PIXELS}"
@@ -149,6 +149,13 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             raise ImageError("broken_image", f"{name} is no picture of a known format ({len(data)} bytes)") from None
         except Exception as error:  # decoders raise nearly anything on damaged data
             raise ImageError("broken_image", f"{name} cannot be decoded: {error!r}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this build of Pillow knows; it stumbles over the others when it is asked for them."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _upright(image: Image.Image) -> Image.Image:
