@@ -6,6 +6,7 @@ Everything is an ordinary file in one folder, and every step is the command that
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from dft_mm.report.page import write_report
 from dft_mm.report.read import read_lines, read_results
 from dft_mm.report.tables import print_table, score_table
 from dft_mm.study.digits import Sizes, write_data
-from dft_mm.study.launch import deepspeed_command, run_on_cpu
+from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_on_cpu
 from dft_mm.study.tiny_reader import write_tiny_reader
 
 MODELS = ("warmup", "sft", "dft")
@@ -57,12 +58,14 @@ def demo(out: Path, settings: Settings = Settings()) -> None:
     start = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, settings)
+    os.environ.update(CPU_ENVIRONMENT)
     _make_inputs(out, settings)
     for number, name in enumerate(MODELS):
-        log.info("\n[%d/%d] train %s", 2 * number + 1, 2 * len(MODELS), name)
-        _train(out, name)
-        log.info("\n[%d/%d] score %s", 2 * number + 2, 2 * len(MODELS), name)
-        _score(out, name)
+        for offset, (verb, work) in enumerate((("train", _train), ("score", _score)), 1):
+            stage = time.monotonic()
+            log.info("\n[%d/%d] %s %s", 2 * number + offset, 2 * len(MODELS), verb, name)
+            work(out, name)
+            log.info("  %.0f s", time.monotonic() - stage)
     scores = [read_results(_results_folder(out, name, suite), name) for name in MODELS for suite in SUITES]
     comparison = _comparison(out)
     title = "SFT and DFT on handwritten arithmetic"
@@ -123,7 +126,7 @@ def make_recipe(name: str, settings: Settings) -> Recipe:
     first = name == "warmup"
 
     def source(file: str) -> dict[str, str]:
-        return {"path": f"data/{file}.jsonl", "format": "wethink"}
+        return {"path": f"data/{file}.jsonl", "format": "wethink", "images": "data"}
 
     return Recipe.model_validate(
         {

@@ -17,7 +17,9 @@ from typing import TextIO
 from dft_mm.dist import log
 from dft_mm.errors import Stopped
 
-_NOISE = re.compile(r"^\[|^[WE]\d{4} |Warning: |^\s|^$")  # of the launcher and libraries; the log file has it all
+CPU_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# What the launcher and libraries say besides, and tables that come again; the log file has it all.
+_NOISE = re.compile(r"^\[|^[WE]\d{4} |Warning: |^\s|^$|^#|^\||DeepSpeed deepspeed\.ops")
 _PATIENCE_S = 60.0
 _LOOK_EVERY_S = 0.2
 
@@ -37,7 +39,7 @@ def run_on_cpu(command: Sequence[str], folder: Path, log_file: Path) -> None:
     Raises Stopped when a signal came, RuntimeError with the last lines when the command fails.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
+    environment = os.environ | CPU_ENVIRONMENT | {"PATH": path}
     log.info("$ %s", " ".join(command))
     last: deque[str] = deque(maxlen=20)
     with log_file.open("a", encoding="utf-8") as kept, log_file.open(encoding="utf-8", errors="replace") as written:
