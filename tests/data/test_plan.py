@@ -58,6 +58,16 @@ def test_no_group_is_empty_while_another_could_be_split():
     few = make(3, 3, 1, 64, world=4).micro_batches(1)
     assert sorted(len(groups[0]) for groups in few) == [0, 1, 1, 1]
 
+    uneven = Plan(np.array([60, 5, 5, 5, 5]), seed=0, batch_size=5, epochs=1, world_size=3, micro_tokens=64)
+    assert sorted(len(groups[0]) for groups in uneven.micro_batches(1)) == [1, 2, 2]
+
+
+def test_each_round_of_micro_batches_has_like_costs_and_evens_the_ranks_out():
+    lengths = np.array([4, 10, 5, 6])
+    plan = Plan(lengths, seed=0, batch_size=4, epochs=1, world_size=2, micro_tokens=10)
+    dealt = [[lengths[group].tolist() for group in groups] for groups in plan.micro_batches(1)]
+    assert dealt == [[[10], [4]], [[6], [5]]]
+
 
 def test_as_few_micro_batches_as_the_ranks_allow():
     plan = Plan(np.full(64, 10), seed=0, batch_size=64, epochs=1, world_size=2, micro_tokens=160)
