@@ -34,11 +34,16 @@ class Group:
 
 
 def write_report(
-    paths: Sequence[Path], out: Path, title: str = "Training and scores", intro: Sequence[str] = ()
+    paths: Sequence[Path],
+    out: Path,
+    title: str = "Training and scores",
+    intro: Sequence[str] = (),
+    findings: Sequence[str] = (),
 ) -> None:
     """Write the page of run folders and result folders.
 
-    `intro`: paragraphs that stand before everything. Raises InputError for a path that is neither, or damaged.
+    `intro` are paragraphs before everything, `findings` a list below the scores. Raises InputError for a path that is
+    neither a run nor results, or is damaged.
     """
     runs, results = read_paths(paths)
     environment = jinja2.Environment(
@@ -48,6 +53,7 @@ def write_report(
     page = environment.get_template("page.html.jinja").render(
         title=title,
         intro=intro,
+        findings=findings,
         runs=[_about_run(run) for run in runs],
         table=score_table(results) if results else None,
         full_table=score_table(results, every_metric=True),

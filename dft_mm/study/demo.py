@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -69,7 +69,8 @@ def demo(out: Path, settings: Settings = Settings()) -> None:
     scores = [read_results(_results_folder(out, name, suite), name) for name in MODELS for suite in SUITES]
     comparison = _comparison(out)
     title = "SFT and DFT on handwritten arithmetic"
-    write_report([out / "runs" / name for name in MODELS], out / "report.html", title, _intro(settings, comparison))
+    runs = [out / "runs" / name for name in MODELS]
+    write_report(runs, out / "report.html", title, _intro(settings), comparison)
     print_table(score_table(scores), "Percent right (95 % interval)")
     print("\n".join(comparison))
     minutes = (time.monotonic() - start) / 60
@@ -156,7 +157,7 @@ def make_recipe(name: str, settings: Settings) -> Recipe:
                 "epochs": settings.warmup_epochs if first else settings.epochs,
                 "micro_tokens": 4096,
                 "save_every": 100,
-                "heldout_every": 50,
+                "heldout_every": 50 if first else 15,
             },
         }
     )
@@ -167,6 +168,8 @@ def _train(out: Path, name: str) -> None:
     if _state(run) == "finished" and (run / "export").is_dir():
         log.info("%s is there already", run)
         return
+    if name == MODELS[0]:
+        log.info("(DeepSpeed compiles a small library when it starts for the first time on a machine: about a minute)")
     run_on_cpu(deepspeed_command(_RANKS, f"recipes/{name}.yaml"), out, out / "demo.log")
     state = _state(run)
     if state == "stopped":
@@ -222,7 +225,7 @@ def sign_test(a: int, b: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(a, b) + 1)) / 2**n)
 
 
-def _intro(settings: Settings, comparison: Sequence[str]) -> list[str]:
+def _intro(settings: Settings) -> list[str]:
     sizes = settings.sizes
     return [
         "A Qwen2.5-VL of about a million parameters learned to read pictures of handwritten arithmetic and to work "
@@ -235,7 +238,6 @@ def _intro(settings: Settings, comparison: Sequence[str]) -> list[str]:
         "14 filled-in sheets, and the last three sheets were held out; a writer of two sheets may be on both sides.",
         f"Answers were drawn at temperature 1, as in the paper, {SUITES['digits']['samples']} to a question; and then "
         "once more by always taking the likeliest token (greedy).",
-        *comparison,
         f"This is one seed ({settings.seed}). Intervals and p-values cover the choice of questions, not the luck of a "
         "training run: another seed, share of wrong answers or learning rate may come out otherwise.",
     ]

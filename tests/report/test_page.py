@@ -117,7 +117,7 @@ def test_hostile_text_stays_text(write, make_run, make_results, questions):
     make_results(run / "eval" / "digits", 20, text=evil + "{}")
     rows = [json.loads(line) | {"problem": evil} for line in questions.read_text().splitlines()]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page, _ = write([run], title=evil, intro=[evil])
+    page, _ = write([run], title=evil, intro=[evil], findings=[evil])
     assert "script" not in page.tags
     assert not [each for each in page.attributes if each[1].startswith("on")]
     assert sum("<script>alert(1)</script>" in text for text in page.text) >= 5
