@@ -59,7 +59,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     setup_logging()
     suite = load_suite(arguments.suite, arguments.overrides)
-    evaluate(suite, arguments.model, arguments.out, backend=arguments.backend, replay=arguments.replay)
+    evaluate(
+        suite, arguments.model, arguments.out, arguments.backend, arguments.replay, batch_size=arguments.batch_size
+    )
     print((arguments.out / "results.md").read_text(encoding="utf-8"))
 
 
@@ -136,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
     verb.add_argument("--out", type=Path, required=True, help="folder of the results")
     verb.add_argument("--backend", default=None, help="hf (default) or replay")
+    verb.add_argument("--batch-size", type=int, default=16, help="answers generated together (default: 16)")
     verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
     verb = add(
         "report", report, "write one self-contained page from runs and results",
@@ -165,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides += rest
     # One message a node, not one a rank.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not speaks or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the libraries; ours are plain lines there
     try:
         arguments.call(arguments)
     except InputError as error:

@@ -2,21 +2,14 @@
 
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.evaluate.backends import Backend, Generation, Request
-
-_PLAIN_EVERY_S = 10.0
+from dft_mm.progress import progress
 
 
 def generate(source: Backend, batches: Sequence[Sequence[Request]], path: Path) -> list[dict[str, Any]]:
@@ -89,26 +82,3 @@ def _check(raw: bytes, request: Request, where: str) -> dict[str, Any]:
             f"{request.sample}; the file was changed; give another --out, or remove it"
         )
     return line
-
-
-@contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on a terminal; elsewhere a plain line every ten seconds."""
-    if sys.stderr.isatty():
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, completed=done)
-            yield lambda count: bar.advance(task, count)
-        return
-    start = said = time.monotonic()
-    now = done
-
-    def advance(count: int) -> None:
-        nonlocal now, said
-        now += count
-        if (moment := time.monotonic()) - said >= _PLAIN_EVERY_S:
-            said = moment
-            left = (total - now) * (moment - start) / max(1, now - done)
-            log.info("%s: %d of %d, %.0f s left", what, now, total, left)
-
-    yield advance

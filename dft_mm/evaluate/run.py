@@ -13,9 +13,10 @@ from dft_mm.config import read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate import results as tables
 from dft_mm.evaluate.backends import BACKENDS, Backend, BackendOptions, Request, seed_of
-from dft_mm.evaluate.generations import encode, generate, progress
+from dft_mm.evaluate.generations import encode, generate
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.evaluate.tasks import TASKS, Question, fingerprint, load_questions
+from dft_mm.progress import progress
 
 # What decides answers; a README beside the weights does not.
 _HASHED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model")
