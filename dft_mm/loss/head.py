@@ -23,7 +23,7 @@ TILE_SHARE = 16
 """A tile holds this fraction of the (M, V) logits,"""
 TILE_MIN, TILE_MAX = 2**18, 2**27
 """within these numbers of elements."""
-THIN = 128
+THIN = 64
 """Fewer rows than this make a matrix product slow: reading the weight then takes longer than multiplying."""
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -222,7 +222,7 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     if out.dtype == a.dtype:
         out.addmm_(a, b)
     elif a.dtype.itemsize < out.dtype.itemsize:
-        out += torch.mm(a, b, out_dtype=out.dtype)
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
     else:
         out += torch.mm(a, b)
 

@@ -81,16 +81,20 @@ def test_bfloat16_is_nearer_to_the_truth_than_the_plain_formula(tiling):
 
 def test_mixed_precision_products_give_the_same_numbers(tiling, monkeypatch):
     """The path of a GPU, whose product of bfloat16 matrices is float32, on a stand-in for that product."""
-    real = torch.mm
+    real_mm, real_addmm = torch.mm, torch.addmm
 
-    def mixed_mm(a, b, *, out_dtype=None, out=None):
+    def mm(a, b, *, out_dtype=None, out):
         if out_dtype is None:
-            return real(a, b, out=out)
+            return real_mm(a, b, out=out)
         assert a.dtype == b.dtype == torch.bfloat16
-        product = real(a.to(out_dtype), b.to(out_dtype))
-        return product if out is None else out.copy_(product)
+        return real_mm(a.to(out_dtype), b.to(out_dtype), out=out)
 
-    monkeypatch.setattr(torch, "mm", mixed_mm)
+    def addmm(c, a, b, *, out_dtype, out):
+        assert a.dtype == b.dtype == torch.bfloat16
+        return real_addmm(c, a.to(out_dtype), b.to(out_dtype), out=out)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "addmm", addmm)
     monkeypatch.setattr(module, "_multiplies_mixed", lambda hidden, weight: True)
     hidden, weight, targets = random_case(200, 500, 64, dtype=torch.bfloat16)
     ours = torch.autograd.grad(linear_token_loss(hidden, weight, targets, "dft").loss, [hidden, weight])
