@@ -177,11 +177,11 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_deep_gray(image: Image.Image, name: str) -> Image.Image:
-    """16-bit gray by its upper half; Pillow's own conversion clips it to white."""
+    """16-bit gray by its upper byte, as Pillow reads 16-bit colour; mode I it would clip to white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError("brightness", f"{name} has mode {image.mode}: what is black and white in it is not known")
-    gray = (values.astype(np.uint32) // 257).astype(np.uint8)
+    gray = (values >> 8).astype(np.uint8)
     key = image.info.get("transparency")
     if isinstance(key, int):
         gray[values == key] = 255

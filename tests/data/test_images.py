@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
@@ -121,7 +121,8 @@ def test_exif_orientation_puts_the_red_corner_where_it_belongs(tmp_path, orienta
         ("1", 1, WHITE),
         ("I;16", 65535, WHITE),
         ("I;16", 257 * 100, (100, 100, 100)),
-        ("I;16", 300, (1, 1, 1)),
+        ("I;16", 256, (1, 1, 1)),
+        ("I;16", 255, (0, 0, 0)),
     ],
 )
 def test_alpha_lies_on_white_and_deep_gray_keeps_its_scale(tmp_path, mode, colour, expected):
@@ -185,9 +186,30 @@ def test_random_bytes_in_a_picture_never_raise_anything_else(tmp_path):
                 assert load_image(bytes(broken), tmp_path).mode == "RGB"
 
 
-def test_a_file_that_runs_a_program_is_no_picture(tmp_path):
+def test_a_file_that_runs_a_program_is_no_picture(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **more: started.append(given))
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
     assert outcome("a.png", tmp_path) == "broken_image"
+    assert not started
+
+
+def test_size_is_checked_before_decoding_whatever_others_set(tmp_path, monkeypatch):
+    bomb = b"GIF89a" + bytes.fromhex("ffff ffff 80 00 00 000000ffffff 2c 0000 0000 ffff ffff 00 02 02 4401 00 3b")
+    assert outcome(bomb, tmp_path) == "too_many_pixels"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert outcome(bomb, tmp_path) == "too_many_pixels"
+
+
+def test_no_warning_leaks(tmp_path, monkeypatch):
+    name = save(tmp_path, Image.new("RGB", (12, 12)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above it
+    filters = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert outcome(name, tmp_path) == (12, 12)
+    assert not caught
+    assert warnings.filters == filters
 
 
 def test_only_files_below_the_folder_are_read(tmp_path):
@@ -206,7 +228,7 @@ def test_only_files_below_the_folder_are_read(tmp_path):
     server.bind(str(root / "socket.png"))
     expected = {
         "sub/a.png": (30, 30), "inner.png": (30, 30), "./sub/a.png": (30, 30),
-        "../outside/a.png": "outside", "sub/../../outside/a.png": "outside", str(outside / "a.png"): "outside",
+        "../outside/a.png": "outside", "sub/../sub/a.png": "outside", "sub/../../outside/a.png": "outside", str(outside / "a.png"): "outside",
         str(root / "sub/a.png"): "outside", "/dev/zero": "outside", "link.png": "outside", "linked/a.png": "outside",
         "loop.png": "unreadable", "pipe.png": "not_a_file", "socket.png": "not_a_file", "sub": "not_a_file",
         ".": "not_a_file", "sub/a.png/b.png": "unreadable", "gone.png": "missing_image", "a\0.png": "unreadable",
