@@ -1,0 +1,163 @@
+"""The command line: help with an example for every verb, and one clear message with exit 2 for wrong input."""
+
+import json
+
+import pytest
+from rows import write_wethink
+
+from dft_mm.__main__ import main, parser
+
+VERBS = ("train", "prepare", "inspect", "export", "eval", "report", "demo")
+
+
+@pytest.fixture
+def recipe(tmp_path, repo):
+    """A recipe of ten good rows; a function runs a verb on it with changes, and returns exit code and message."""
+    rows = write_wethink(tmp_path / "data", count=10)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"""
+name: t
+output: {tmp_path}/run
+deepspeed: {repo}/ds_configs/zero3.json
+model: {{path: builtin:tiny-vl, dtype: float32}}
+data:
+  train: [{{path: {rows}, format: wethink, images: {tmp_path}/data/images}}]
+  max_length: 512
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def run(recipe, capsys):
+    def run(verb, *words):
+        code = main([verb, str(recipe), *words])
+        return code, capsys.readouterr()
+
+    return run
+
+
+def change_row(recipe, number, **values):
+    path = recipe.parent / "data/rows.jsonl"
+    lines = path.read_text().splitlines()
+    lines[number] = json.dumps(json.loads(lines[number]) | values)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args([verb, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "example:" in shown
+    assert verb in shown.split("example:")[1]
+
+
+def test_prepare_reports_what_is_there(run):
+    code, output = run("prepare")
+    assert code == 0
+    manifest = json.loads(output.out)
+    assert manifest["examples"] == {"train": 10, "heldout": 0}
+
+
+def test_inspect_gives_one_object_a_row_in_file_order(run):
+    code, output = run("inspect", "--json", "--local_rank=0", "data.max_pixels=12544")
+    assert code == 0
+    rows = [json.loads(line) for line in output.out.splitlines()]
+    assert [row["row"] for row in rows] == list(range(10))
+    for row in rows:
+        assert {"id", "source", "file", "row", "ids", "supervised", "images", "loss"} <= set(row)
+        assert len(row["ids"]) == len(row["supervised"])
+        assert set(row["supervised"]) == {0, 1}
+        merged = sum(t * h * w // 4 for t, h, w in (image["grid"] for image in row["images"]))
+        assert row["ids"].count(151655) == merged
+    assert run("inspect", "--rows", "2", "--json")[1].out.count("\n") == 2
+    assert "row-0" in run("inspect", "--rows", "1")[1].out
+
+
+WRONG_RECIPES = {
+    "unknown key": (["optim.learning_rate=1"], ["optim.learning_rate", "did you mean"]),
+    "key in the wrong section": (["batch_size=8"], ["did you mean 'optim.batch_size'"]),
+    "unknown format": (["data.train=[{path: x.jsonl, format: wethinc}]"], ["wethinc", "'wethink'"]),
+    "missing data file": (["data.train=[{path: no/rows.jsonl, format: wethink}]"], ["no/rows.jsonl"]),
+    "unknown model": (["model.path=./nothing"], ["./nothing", "builtin:tiny-vl", "config.json"][:1]),
+    "wrong type": (["optim.lr=fast"], ["optim.lr", "'fast'"]),
+    "no override": (["lr"], ["section.key=value"]),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_RECIPES)
+def test_a_wrong_recipe_is_one_message_and_exit_2(run, kind):
+    words, named = WRONG_RECIPES[kind]
+    code, output = run("prepare", *words)
+    assert code == 2
+    assert output.err.startswith("dft-mm: ")
+    assert "Traceback" not in output.err
+    for text in named:
+        assert text in output.err
+
+
+def test_a_missing_recipe_is_exit_2(capsys):
+    assert main(["train", "no/recipe.yaml"]) == 2
+    assert "no/recipe.yaml" in capsys.readouterr().err
+
+
+def test_lr_in_the_deepspeed_json_is_exit_2(run, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}))
+    code, output = run("train", f"deepspeed={path}")
+    assert code == 2
+    assert "optimizer.params.lr" in output.err
+    assert "optim.lr" in output.err
+    assert str(path) in output.err
+
+
+def _truncate_picture(recipe):
+    path = recipe.parent / "data/images/1.png"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+BAD_ROWS = {
+    "broken_image": _truncate_picture,
+    "outside": lambda recipe: change_row(recipe, 1, image_path="../../recipe.yaml"),
+    "missing_image": lambda recipe: change_row(recipe, 1, image_path="nothing.png"),
+    "no_answer": lambda recipe: change_row(recipe, 1, refined_cot=""),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_ROWS)
+def test_a_bad_row_is_named_with_file_line_and_reason(run, recipe, reason):
+    BAD_ROWS[reason](recipe)
+    code, output = run("prepare")
+    assert code == 2
+    assert f"{recipe.parent}/data/rows.jsonl:2: {reason}" in output.err
+    assert "1 of 10 rows" in output.err
+    assert "data.bad_rows" in output.err
+    quarantined = [json.loads(x) for x in (recipe.parent / "run/data/quarantine.jsonl").read_text().splitlines()]
+    assert [(bad["line"], bad["row"], bad["reason"]) for bad in quarantined] == [(2, 1, reason)]
+    assert run("prepare", "data.bad_rows=0.1")[0] == 0
+
+
+def test_more_pictures_than_placeholders_is_named(run, recipe):
+    turns = [{"role": "user", "content": "<image> how many?"}, {"role": "assistant", "content": "1"}]
+    rows = recipe.parent / "data/messages.jsonl"
+    rows.write_text(json.dumps({"messages": turns, "images": ["0.png", "1.png"]}) + "\n")
+    code, output = run(
+        "prepare", f"data.train=[{{path: {rows}, format: messages, images: {recipe.parent}/data/images}}]"
+    )
+    assert code == 2
+    assert f"{rows}:1: image_count" in output.err
+
+
+def test_debug_shows_where_an_error_of_the_input_was_found(capsys):
+    assert main(["prepare", "no/recipe.yaml", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "recipe.yaml", "--fast"])
+    assert stop.value.code == 2
+    assert "--fast" in capsys.readouterr().err
