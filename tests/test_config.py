@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from dft_mm import config
-from dft_mm.config import Recipe, Section, load_recipe, to_yaml
+from dft_mm.config import Recipe, Section, load_recipe, read_yaml, to_yaml
 from dft_mm.errors import InputError
 
 MINIMAL = """
@@ -63,8 +63,11 @@ def test_override_values_are_yaml(load, override, read, expected):
     assert type(value) is type(expected)
 
 
-def test_a_number_in_the_file_may_have_an_exponent_without_a_point(load):
-    assert load(MINIMAL + "optim: {lr: 1e-5}").optim.lr == 1e-5
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("-2E+3", -2e3), ("1e5-model", "1e5-model"), ("e5", "e5")])
+def test_a_number_may_have_an_exponent_without_a_point(text, value):
+    read = read_yaml(f"key: {text}", "here")["key"]
+    assert read == value
+    assert type(read) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,7 @@ def test_a_number_in_the_file_may_have_an_exponent_without_a_point(load):
     [
         ("optim.lrr=1", "optim.lrr", "optim.lr"),
         ("lr=1", "lr", "optim.lr"),
+        ("train.lr=1", "train.lr", "optim.lr"),
         ("train.batch_size=8", "train.batch_size", "optim.batch_size"),
         ("modle={path: x}", "modle", "model"),
         ("loss.nmae=sft", "loss.nmae", "loss.name"),

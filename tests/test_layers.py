@@ -15,8 +15,8 @@ LAYERS = [
     {"config", "families", "errors"},
 ]
 LEVEL = {part: -level for level, parts in enumerate(LAYERS) for part in parts}
-MAY_MEET = {frozenset(pair) for pair in [("families", "config"), ("config", "errors"), ("dist", "progress")]}
-"""Plain values may name each other's types, and a progress bar asks for the rank."""
+MAY_MEET = {frozenset(pair) for pair in [("families", "config"), ("config", "errors")]}
+"""Plain values may name each other's types."""
 
 
 def part_of(module: str) -> str:
