@@ -54,7 +54,8 @@ def test_equals_the_readable_definition(tiling, rows, vocabulary, dim, ignored, 
     for mine, truth in zip(
         torch.autograd.grad(ours.loss * 0.37, inputs), torch.autograd.grad(theirs.loss.sum() * 0.37, inputs)
     ):
-        assert float((mine - truth).norm()) <= 2e-6 * max(float(truth.norm()), 1e-3)
+        # Where p is nearly 1 both are p - 1 in float32, so the error has a floor that the gradient has not.
+        assert float((mine - truth).norm()) <= 2e-6 * max(float(truth.norm()), 0.1)
 
 
 def test_dft_gradients_are_minus_gradients_of_summed_probability(tiling):

@@ -1,0 +1,9 @@
+"""Draws of the loss tests are the same in every run."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
