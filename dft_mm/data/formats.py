@@ -54,11 +54,7 @@ def _wethink_answer(record: Mapping[str, Any]) -> str:
     answer = _text(record, "answer", "no_answer")
     if not answer.strip():
         raise BadRow("no_answer", "answer is empty, and refined_cot holds no <answer>")
-    if "<think>" not in thought and "</think>" not in thought:
-        thought = f"<think>\n{thought}\n</think>"
-    elif not re.match(r"\s*<think>.*</think>", thought, re.DOTALL) or thought.count("think>") != 2:
-        raise BadRow("think_tags", "refined_cot holds <think> tags that do not enclose its beginning once")
-    return f"{thought}\n<answer>\n{answer}\n</answer>"
+    return f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
 
 
 def problem_solution(record: Mapping[str, Any], columns: ColumnsConfig | None = None) -> Conversation:

@@ -41,12 +41,11 @@ def wethink(cot, answer="4", **more):
         ("two, two", 4, "<think>\ntwo, two\n</think>\n<answer>\n4\n</answer>"),
         ("<think>a</think>\n<answer>5</answer>", "4", "<think>a</think>\n<answer>5</answer>"),
         ("so <answer>5</answer>", None, "so <answer>5</answer>"),
-        ("<think>\na\n</think>\n\nIt is 4.", "4", "<think>\na\n</think>\n\nIt is 4.\n<answer>\n4\n</answer>"),
-        (" <think>a</think>", "4", " <think>a</think>\n<answer>\n4\n</answer>"),
+        ("<think>a</think>\n4.", "4", "<think>\n<think>a</think>\n4.\n</think>\n<answer>\n4\n</answer>"),
         ("see <image> there", "4", "<think>\nsee <image> there\n</think>\n<answer>\n4\n</answer>"),
     ],
 )
-def test_wethink_answers_are_wrapped_once(cot, answer, expected):
+def test_wethink_answers_are_wrapped_unless_they_hold_an_answer(cot, answer, expected):
     assert convert("wethink", wethink(cot, answer)) == ([("user", "2+2?"), ("assistant", expected)], [])
 
 
@@ -80,9 +79,6 @@ def test_wethink_marks_in_the_problem_are_text():
         ({"answer": "x", "refined_cot": "y"}, "missing_column"),
         (wethink(["x"]), "not_text"),
         (wethink("x", True), "not_text"),
-        (wethink("<think>never closed"), "think_tags"),
-        (wethink("first <think>a</think>"), "think_tags"),
-        (wethink("<think>a</think><think>b</think>"), "think_tags"),
         (wethink("x", image_path=3), "image_path"),
         (wethink("x", image_path=["a.png", None]), "image_path"),
         (wethink("x", image_path="data:image/png,raw"), "data_uri"),
