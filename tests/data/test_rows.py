@@ -89,6 +89,7 @@ def test_limit_takes_the_first_rows(tmp_path):
         ("[]", "a.json", "is empty"),
         ("[\n]", "a.json", "is empty"),
         ('{\n"a": [1, 2]}', "a.json", "one JSON object"),
+        (b'\xef\xbb\xbf{\n"a": 1}', "a.json", "one JSON object"),
         ('[{"a": 1},\n{"a": 2}', "a.json", "breaks off or is damaged"),
         ('[{"a": 1},\n{"a": }]', "a.json", "breaks off or is damaged.*line 2"),
         ('[\n{"a": 1}\n{"a": 2}]', "a.json", "breaks off or is damaged"),
