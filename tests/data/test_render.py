@@ -127,7 +127,7 @@ def small():
         [say("user", "What is 2 + 2?"), say("assistant", "4")],
         [say("system", "Be brief."), say("user", "Hello"), say("assistant", "Hi.")],
         [say("user", "a"), say("assistant", "b\n"), say("user", "\n\nc "), say("assistant", "d  ")],
-        [say("user", "split ", "in parts"), say("assistant", "é, e\u0301 and 😀")],
+        [say("user", "split ", "in parts"), say("assistant", "é, e\u0301", " and 😀")],
         [say("user", ""), say("assistant", "an answer to nothing")],
         [say("user", "call"), say("assistant", "<tool_call>{}</tool_call>")],
     ],
@@ -332,11 +332,14 @@ def test_the_shared_tokenizer_is_neither_heeded_nor_changed(vl):
     before = renderer.render(messages).ids.tolist()
     tokenizer("x", padding="max_length", truncation=True, max_length=8)
     assert renderer.render(messages).ids.tolist() == before
+    later = Renderer(tokenizer, vl.chat_template, vl.image_token, 2)
+    assert later.fingerprint == renderer.fingerprint
+    tokenizer("x", padding="max_length", truncation=True, max_length=8)
+    assert later.render(messages).ids.tolist() == before
     assert tokenizer("<|im_end|>", add_special_tokens=False).input_ids == [151645]
     assert not tokenizer.backend_tokenizer.encode_special_tokens
     # A renderer handed to another process is the same renderer.
     assert pickle.loads(pickle.dumps(renderer)).render(messages).ids.tolist() == before
-    assert Renderer(tokenizer, vl.chat_template, vl.image_token, 2).fingerprint == renderer.fingerprint
 
 
 def test_text_that_the_vocabulary_itself_turns_into_a_control_token_is_refused(lm):
@@ -437,6 +440,13 @@ def test_a_template_is_refused_for_the_row_it_edits_and_no_other(small):
     assert caught.value.reason == "template"
 
 
+def test_what_a_template_adds_to_some_texts_only_is_noticed(small):
+    renderer = Renderer(small, CHATML + "{% if 'think' in messages[-1].content %}tail{% endif %}")
+    with pytest.raises(RenderError) as caught:
+        renderer.render([say("user", "q"), say("assistant", "think")])
+    assert caught.value.reason == "template"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -483,6 +493,19 @@ def test_a_template_without_picture_places_is_noticed(small):
     renderer = Renderer(small, template, "<|image_pad|>", 2)
     with pytest.raises(RenderError, match="0 places for 1 pictures"):
         renderer.render([say("user", None, "x"), say("assistant", "y")], [(1, 2, 2)])
+
+
+def test_a_template_that_drops_a_picture_is_noticed(small):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ '<|image_pad|>' if m.content is not string }}"
+        "{{ m.content[-1].text or m.content }}<|im_end|>{% endfor %}"
+    )
+    renderer = Renderer(small, template, "<|image_pad|>", 2)
+    assert renderer.render([say("user", None, "x"), say("assistant", "y")], [(1, 2, 2)]).image_spans
+    for grids in ([(1, 2, 2)], [(1, 2, 2)] * 2):
+        with pytest.raises(RenderError) as caught:
+            renderer.render([say("user", None, None, "x"), say("assistant", "y")], grids)
+        assert caught.value.reason == "image_count"
 
 
 def test_a_text_model_takes_no_pictures(lm_renderer):
