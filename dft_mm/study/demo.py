@@ -146,7 +146,7 @@ def make_recipe(name: str, settings: Settings) -> Recipe:
                 "max_length": 128,
                 "min_pixels": 784,
                 "max_pixels": 6272,
-                "workers": 1,
+                "workers": 0,  # each rank has a core to itself, and no other is left
             },
             "loss": {"name": "dft" if name == "dft" else "sft"},
             "optim": {
@@ -237,8 +237,8 @@ def _intro(settings: Settings) -> list[str]:
         "(pairs). The digits are scikit-learn's: 1,797 by 13 writers, without writer ids. They stand in the order of "
         "14 filled-in sheets, and the last three sheets were held out; a writer of two sheets may be on both sides.",
         f"Answers were drawn at temperature 1, as in the paper, {SUITES['digits']['samples']} to a question; and then "
-        "once more by always taking the likeliest token (greedy). What theory expects: SFT learns how often an answer is "
-        "wrong, which shows when answers are drawn; DFT gives tokens that it thinks unlikely little weight.",
+        "once more by always taking the likeliest token (greedy). What theory expects: SFT learns how often "
+        "an answer is wrong, which shows when answers are drawn; DFT gives little weight to tokens it finds unlikely.",
         f"This is one seed ({settings.seed}). Intervals and p-values cover the choice of questions, not the luck of a "
         "training run: another seed, share of wrong answers or learning rate may come out otherwise.",
     ]

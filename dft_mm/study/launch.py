@@ -83,7 +83,10 @@ def _passing_signals_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        child.send_signal(signal.SIGINT)
+        # Of one node, DeepSpeed's runner passes nothing on, and its launcher answers SIGINT or SIGTERM with a second
+        # signal to the ranks, which then cannot save. SIGUSR1 ends both, and asks the ranks to save and stop.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGUSR1)
 
     handled = (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.signal(number, pass_on) for number in handled}
@@ -103,5 +106,5 @@ def _end_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < end:
             os.killpg(group, 0)
-            time.sleep(0.2)
+            time.sleep(_LOOK_EVERY_S)
         os.killpg(group, signal.SIGKILL)

@@ -26,7 +26,9 @@ def test_a_failing_command_is_told_with_its_last_lines(tmp_path):
 
 
 def test_a_signal_ends_the_command_and_all_that_it_started(tmp_path):
-    grandchild = f"import time, pathlib; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+    # It is deaf to the request to stop, so that only the last resort ends it.
+    deaf = "import signal, time, pathlib; signal.signal(signal.SIGUSR1, signal.SIG_IGN)"
+    grandchild = f"{deaf}; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
     child = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {grandchild!r}]); time.sleep(60)"
     code = f"""
         import sys
