@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_bad_rows_of_all_files_count_together(tmp_path):
 def test_a_file_without_any_good_row_is_named(tmp_path):
     other = rows(tmp_path, b"{\n", good(1, "gone.png"), count=0, name="b.jsonl")
     with pytest.raises(InputError, match=r"b\.jsonl has no row that can be used:\n.*b\.jsonl:1: broken_json"):
-        run(tmp_path / "data", rows(tmp_path, count=200), other)
+        run(tmp_path / "data", rows(tmp_path), other)
 
 
 def test_pictures_for_a_text_model_are_refused(tmp_path):
@@ -288,11 +289,12 @@ class Counting:
         return self.inner.render(messages, grids)
 
 
-def again(tmp_path, seed=0, renders=None, images_max=1003520, **more):
+def again(tmp_path, seed=0, renders=None, images_max=1003520, merge_size=2, **more):
     """How many rows are rendered when the same data folder is prepared (again)."""
     config = DataConfig(**{"train": [source(tmp_path / "a.jsonl")], "max_pixels": images_max} | more)
     counting = renders or Counting()
-    prepare(config, counting, settings(config), tmp_path / "data", seed)
+    images = replace(settings(config), merge_size=merge_size)
+    prepare(config, counting, images, tmp_path / "data", seed)
     return counting.rendered
 
 
@@ -303,7 +305,7 @@ def test_nothing_is_read_again_until_something_changes(tmp_path):
     assert again(tmp_path, seed=5) == 0, "the seed decides nothing here"
     assert again(tmp_path, bad_rows=0.5, workers=0) == 0, "nor do limits on what is accepted"
     for change in (
-        {"max_length": 500}, {"too_long": "truncate"}, {"images_max": 100352}, {"heldout_fraction": 0.5},
+        {"max_length": 500}, {"too_long": "truncate"}, {"images_max": 100352}, {"merge_size": 1}, {"heldout_fraction": 0.5},
         {"heldout_fraction": 0.5, "seed": 1},
     ):  # fmt: skip
         assert again(tmp_path, **change) == 6, change
