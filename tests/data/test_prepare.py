@@ -304,12 +304,14 @@ def test_nothing_is_read_again_until_something_changes(tmp_path):
     assert again(tmp_path) == 0
     assert again(tmp_path, seed=5) == 0, "the seed decides nothing here"
     assert again(tmp_path, bad_rows=0.5, workers=0) == 0, "nor do limits on what is accepted"
-    for change in (
-        {"max_length": 500}, {"too_long": "truncate"}, {"images_max": 100352}, {"merge_size": 1}, {"heldout_fraction": 0.5},
-        {"heldout_fraction": 0.5, "seed": 1},
-    ):  # fmt: skip
+    for change in ({"max_length": 500}, {"too_long": "truncate"}, {"images_max": 100352}, {"merge_size": 1}):
         assert again(tmp_path, **change) == 6, change
         assert again(tmp_path, **change) == 0, change
+        again(tmp_path)
+    for seed in (0, 1):
+        assert again(tmp_path, heldout_fraction=0.5, seed=seed) == 6
+        assert again(tmp_path, heldout_fraction=0.5, seed=seed) == 0
+    assert again(tmp_path) == 6
     other = Counting()
     other.fingerprint = "another template"
     assert again(tmp_path, renders=other) == 6
