@@ -8,7 +8,7 @@ from typing import Any
 
 from dft_mm.dist import log
 from dft_mm.errors import InputError
-from dft_mm.evaluate.backends import Backend, Generation, Request
+from dft_mm.evaluate.requests import Backend, Generation, Request
 from dft_mm.progress import progress
 
 

@@ -19,7 +19,7 @@ from dft_mm.config import read_text
 from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
-from dft_mm.evaluate.backends import BackendOptions, Generation, Request
+from dft_mm.evaluate.requests import BackendOptions, Generation, Request
 from dft_mm.evaluate.tasks import Question
 from dft_mm.model.load import Processing, load_model, load_processing
 

@@ -12,8 +12,9 @@ import dft_mm
 from dft_mm.config import read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate import results as tables
-from dft_mm.evaluate.backends import BACKENDS, Backend, BackendOptions, Request, seed_of
+from dft_mm.evaluate.backends import BACKENDS
 from dft_mm.evaluate.generations import encode, generate
+from dft_mm.evaluate.requests import Backend, BackendOptions, Request, seed_of
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.evaluate.tasks import TASKS, Question, fingerprint, load_questions
 from dft_mm.progress import progress

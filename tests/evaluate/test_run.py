@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from dft_mm.errors import InputError
-from dft_mm.evaluate.backends import seed_of
+from dft_mm.evaluate.requests import seed_of
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.tasks import load_questions

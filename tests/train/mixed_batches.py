@@ -4,32 +4,16 @@ Shared by the worker that DeepSpeed starts and by the test that computes the sam
 """
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from tiny_models import IMAGE_ID, tiny_vl
 
 from dft_mm.batch import Example
 
-IMAGE_ID, PAD_ID, END_ID, STEPS = 500, 0, 1, 10
-TEXT = {
-    "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512,
-}  # fmt: skip
-VISION = {
-    "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32,
-    "fullatt_block_indexes": [1],
-}  # fmt: skip
+PAD_ID, END_ID, STEPS = 0, 1, 10
 
 
-def tiny_vl(tied):
-    """The same weights in every process."""
-    torch.manual_seed(0)
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    ids = {"image_token_id": IMAGE_ID, "video_token_id": 501, "vision_start_token_id": 502, "vision_end_token_id": 503}
-    config = Qwen2_5_VLConfig(
-        text_config={**TEXT, "rope_parameters": rope}, vision_config=VISION, tie_word_embeddings=tied, **ids
-    )
-    # Larger than the usual 0.02, so that probabilities, and with them DFT's weights, differ between tokens.
-    config.text_config.initializer_range = config.initializer_range = 0.2
-    return Qwen2_5_VLForConditionalGeneration(config)
+def mixed_model(tied):
+    """Its weights are larger than the usual 0.02, so that probabilities, and DFT's weights, differ between tokens."""
+    return tiny_vl(tied, initializer_range=0.2)
 
 
 def example(generator, name, length, supervised, picture):

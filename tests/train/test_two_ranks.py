@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from mixed_batches import STEPS, steps, tiny_vl
+from mixed_batches import STEPS, mixed_model, steps
 
 HERE = Path(__file__).parent
-ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
+ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def results(tmp_path_factory, free_port):
 
 def plain_torch(tied, optimizer_name):
     """The ten steps without a line of the package: each example alone, full logits, one backward of the mean."""
-    model = tiny_vl(tied).train()
+    model = mixed_model(tied).train()
     if optimizer_name == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     else:
@@ -64,7 +65,7 @@ RUNS = ["world1-stage0", "world2-stage0", "world2-stage2", "world2-stage3"]
 def test_parameters_equal_plain_torchs_after_ten_mixed_steps(results, run, tied):
     name = f"{run}-{'tied' if tied else 'untied'}-sgd"
     reference, norms = plain_torch(tied, "sgd")
-    start = dict(tiny_vl(tied).named_parameters(remove_duplicate=False))
+    start = dict(mixed_model(tied).named_parameters(remove_duplicate=False))
     assert largest_difference(reference, start) > 1e-2  # it moved: equality below means something
     assert largest_difference(results[name]["state"], reference) <= 1e-6
     assert [line["grad_norm"] for line in results[name]["metrics"]] == pytest.approx(norms, rel=1e-5)

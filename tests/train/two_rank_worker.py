@@ -5,9 +5,8 @@ from pathlib import Path
 
 import deepspeed
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from mixed_batches import END_ID, IMAGE_ID, PAD_ID, steps, tiny_vl
+from mixed_batches import END_ID, PAD_ID, mixed_model, steps
+from tiny_models import IMAGE_ID
 
 from dft_mm import dist
 from dft_mm.config import LossConfig
@@ -24,7 +23,7 @@ def run(stage, tied, optimizer_name):
         # persistence 0: else such small parameters are never partitioned and the test would prove nothing
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
     }  # fmt: skip
-    module = Trainable(tiny_vl(tied)).train()
+    module = Trainable(mixed_model(tied)).train()
     parameters = list(module.parameters())
     if optimizer_name == "sgd":
         optimizer = torch.optim.SGD(parameters, lr=0.3, momentum=0.9)
