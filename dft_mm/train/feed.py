@@ -19,6 +19,7 @@ from dft_mm.data.plan import Plan, heldout_micro_batches
 from dft_mm.data.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import Processing
+from dft_mm.train.lifecycle import ignore_stop_signals
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class _Lazy:
 
 
 def _loader(dataset: Dataset, sampler: Iterable[np.ndarray], collate: Collator, workers: int) -> DataLoader:
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, worker_init_fn=ignore_stop_signals
+    )
 
 
 class Waiting:

@@ -1,6 +1,7 @@
 """How a run ends: STATUS.json tells it, and a signal asks for it."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from types import FrameType
 from dft_mm import dist
 from dft_mm.errors import InputError, Stopped
 from dft_mm.train.run_folder import State, write_status
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SAME_WISH_S = 5.0
 
 
 @dataclass
@@ -24,23 +28,33 @@ class Status:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Yields a list that the first SIGTERM, SIGINT or SIGUSR1 fills; a second one ends the process as usual."""
+    """Yields a list that SIGTERM, SIGINT and SIGUSR1 fill; one that comes later than a moment ends the process at once.
+
+    Within the moment it is the same wish: a process group and a launcher both pass one signal on.
+    """
     received: list[int] = []
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    first_at = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first_at
+        if received and time.monotonic() - first_at > _SAME_WISH_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        first_at = first_at or time.monotonic()
         received.append(number)
-        for each in handled:
-            signal.signal(each, previous[each])
 
-    previous = {number: signal.getsignal(number) for number in handled}
-    for number in handled:
-        signal.signal(number, note)
+    previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
-        for number in handled:
-            signal.signal(number, previous[number])
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def ignore_stop_signals(_: int = 0) -> None:
+    """For helper processes: the training process decides when they end, also when a whole group is signalled."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -123,11 +123,16 @@ def test_a_stopped_run_says_so_and_ends_with_the_same_weights_on_two_ranks(runs)
 
 
 def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_to_the_same_weights(runs):
-    process = subprocess.Popen(runs.command("signalled1", 1), env=ENV, stderr=subprocess.PIPE, text=True)
+    # The whole group, data workers and all, as a terminal, Slurm or a container does it; twice, as launchers do.
+    process = subprocess.Popen(
+        runs.command("signalled1", 1, "data.workers=1"), env=ENV, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     metrics = runs.folder / "signalled1/metrics.jsonl"
     while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= 1):
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 3, errors
     status = runs.status("signalled1")
