@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.integrations import HfDeepSpeedConfig
 
 from dft_mm.config import read_text
+from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.families import FAMILIES, Family, family_of
 from dft_mm.model.builtin import BUILTIN, builtin_folder
@@ -133,10 +134,11 @@ def load_model(
         raise InputError(f"{folder}: cannot be loaded as {family.model_class}: {error}") from error
     finally:
         del partitioning
-    wrong = {
-        kind: sorted(report[kind]) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if report[kind]
-    }
-    if wrong:
-        shown = "; ".join(f"{kind.replace('_', ' ')}: {len(keys)}, such as {keys[0]}" for kind, keys in wrong.items())
+    absent = {kind: sorted(report[f"{kind}_keys"]) for kind in ("missing", "mismatched") if report[f"{kind}_keys"]}
+    if absent:
+        shown = "; ".join(f"{kind} keys: {len(keys)}, such as {keys[0]}" for kind, keys in absent.items())
         raise InputError(f"{folder}: its weights do not fit its config.json ({shown})")
+    if report["unexpected_keys"]:
+        keys = sorted(report["unexpected_keys"])
+        log.warning("%s holds %d weights that %s does not have, such as %s", folder, len(keys), family.name, keys[0])
     return model.eval()
