@@ -186,9 +186,7 @@ def test_the_incoming_scale_is_honoured_exactly(dtype):
 def test_under_gradient_checkpointing(reentrant):
     hidden, weight, targets = random_case(30, 40, 8)
     truth = torch.autograd.grad(linear_token_loss(hidden * 2, weight, targets, "dft").loss, [hidden, weight])
-    loss = checkpoint(
-        lambda h: linear_token_loss(h * 2, weight, targets, "dft").loss, hidden, use_reentrant=reentrant
-    )
+    loss = checkpoint(lambda h: linear_token_loss(h * 2, weight, targets, "dft").loss, hidden, use_reentrant=reentrant)
     (loss * 1.0).backward()
     torch.testing.assert_close((hidden.grad, weight.grad), truth)
 

@@ -72,6 +72,10 @@ def test_an_adapter_comes_back_and_merges(folder, tmp_path):
     state = adapter_state(gather_state(model, True, lambda name: ".lora_" in name))
     out = tmp_path / "adapter"
     write_adapter(state, adapter_config(folder, str(folder), lora), folder, out, {})
+    model.save_pretrained(tmp_path / "peft")  # the names that other tools expect
+    assert set(load_file(out / "adapter_model.safetensors")) == set(
+        load_file(tmp_path / "peft/adapter_model.safetensors")
+    )
     again = PeftModel.from_pretrained(load_model(folder), out)
     assert (again(input_ids=torch.arange(20)[None]).logits - expected).abs().max() <= 1e-6
 

@@ -175,3 +175,20 @@ def test_export_of_a_checkpoint_equals_the_runs_own(runs, tmp_path):
     absent = subprocess.run([*command, "--step", "5"], env=ENV, check=False, capture_output=True, text=True)
     assert absent.returncode == 2
     assert "step-00000004" in absent.stderr
+
+
+def test_an_adapter_in_bfloat16_on_two_ranks_is_trained_saved_and_merged(runs, tmp_path):
+    lora, adapter = "model.lora={rank: 4, targets: [q_proj, up_proj]}", "adapter_model.safetensors"
+    code, output = runs("lora2", 2, lora, "model.dtype=bfloat16", "train.max_steps=2", "optim.lr=1e-2")
+    assert code == 0, output
+    export = runs.folder / "lora2/export"
+    trained = load_file(export / adapter)
+    assert len(trained) == 2 * 2 * 2  # two layers, two targets, A and B
+    assert all(tensor.any() for tensor in trained.values())  # B starts at zero
+    export_again = [sys.executable, "-m", "dft_mm", "export", str(runs.folder / "lora2"), "--out"]
+    subprocess.run([*export_again, str(tmp_path / "adapter")], env=ENV, check=True, capture_output=True)
+    assert (tmp_path / "adapter" / adapter).read_bytes() == (export / adapter).read_bytes()
+    subprocess.run([*export_again, str(tmp_path / "merged"), "--merge"], env=ENV, check=True, capture_output=True)
+    merged = load_file(tmp_path / "merged/model.safetensors")
+    source = load_file(runs.folder / "whole1/export/model.safetensors")
+    assert set(merged) == set(source)
