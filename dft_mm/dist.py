@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -35,6 +36,8 @@ def init() -> torch.device:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # DeepSpeed's own calls of collectives that torch renames: nothing that a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     accelerator = get_accelerator()
     if not torch_dist.is_initialized():
         if accelerator.device_name() != "cpu":

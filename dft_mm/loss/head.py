@@ -75,9 +75,7 @@ def linear_token_loss(
         raise ValueError(f"a weight of {len(weight)} rows needs a bias of that shape, not {tuple(bias.shape)}")
     rows, kept = supervised_rows(targets, len(weight))
     # Inside the function grad mode is always off, so whether anybody wants gradients is asked here.
-    total, nll, token_weight = _LinearTokenLoss.apply(
-        hidden, weight, bias, rows, kept, weigh, torch.is_grad_enabled()
-    )
+    total, nll, token_weight = _LinearTokenLoss.apply(hidden, weight, bias, rows, kept, weigh, torch.is_grad_enabled())
     return HeadLoss(total, nll.sum(), nll.new_full((), len(kept)), nll, token_weight, kept)
 
 

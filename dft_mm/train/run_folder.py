@@ -62,8 +62,11 @@ def provenance() -> dict[str, Any]:
 
 
 def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any]) -> None:
-    """Make the run folder and write what the run is; raises InputError when it holds a run of another recipe."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make the run folder and write what the run is; raises InputError when it cannot be made or holds another recipe."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output: the run folder {folder} cannot be made ({error}); give another `output`") from error
     known = folder / "recipe.yaml"
     if known.is_file() and any((folder / "checkpoints").glob("step-*")):
         changed = _changes(yaml.safe_load(read_text(known, "recipe")), recipe.model_dump(mode="json"))

@@ -44,6 +44,12 @@ def test_a_folder_with_checkpoints_of_another_recipe_is_refused(tmp_path):
         open_run(tmp_path, recipe(optim={"lr": 2.0}), {})
 
 
+def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="give another `output`"):
+        open_run(tmp_path / "file" / "run", recipe(), {})
+
+
 def test_environment_names_versions_and_no_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     open_run(tmp_path, recipe(), {"zero_optimization": {"stage": 3}})
