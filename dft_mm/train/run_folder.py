@@ -62,7 +62,7 @@ def provenance() -> dict[str, Any]:
 
 
 def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any]) -> None:
-    """Make the run folder and write what the run is; raises InputError when it cannot be made or holds another recipe."""
+    """Make the run folder and write what the run is; InputError when it cannot be made or holds another recipe."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
