@@ -48,6 +48,7 @@ def export(arguments: argparse.Namespace) -> None:
     from dft_mm.train.export import export_checkpoint
 
     setup_logging()
+    _make_folder(arguments.out)
     step = export_checkpoint(arguments.run, arguments.out, arguments.step, arguments.merge)
     print(f"step {step} of {arguments.run} is in {arguments.out}")
 
@@ -59,6 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     setup_logging()
     suite = load_suite(arguments.suite, arguments.overrides)
+    _make_folder(arguments.out)
     evaluate(
         suite, arguments.model, arguments.out, arguments.backend, arguments.replay, batch_size=arguments.batch_size
     )
@@ -68,6 +70,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     from dft_mm.report.page import write_report
 
+    if arguments.out.suffix not in (".html", ".htm") or arguments.out.is_dir():
+        raise InputError(f"--out {arguments.out}: the page is a file that ends in .html")
+    _make_folder(arguments.out.parent)
     write_report(arguments.paths, arguments.out)
     print(f"wrote {arguments.out}")
 
@@ -78,6 +83,21 @@ def demo(arguments: argparse.Namespace) -> None:
 
     setup_logging()
     demo(arguments.out)
+
+
+def _make_folder(path: Path) -> None:
+    """The folder of --out, made before any work is done for it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: the folder {path} cannot be made ({error}); give another") from error
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
         "deepspeed --num_gpus 8 --module dft_mm train scripts/recipes/qwen2_5_vl_3b_wethink_dft.yaml optim.lr=1e-5",
     )  # fmt: skip
     add_recipe(verb)
-    verb.add_argument("--stop-after", type=int, metavar="STEP", help="save and stop after this step, with exit code 3")
+    verb.add_argument(
+        "--stop-after", type=_positive, metavar="STEP", help="save and stop after this step, with exit code 3"
+    )
     verb = add(
         "prepare", prepare, "read and check all data of a recipe once",
         "dft-mm prepare scripts/recipes/tiny_vl_cpu.yaml",
@@ -119,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         "dft-mm inspect scripts/recipes/tiny_vl_cpu.yaml --rows 3",
     )  # fmt: skip
     add_recipe(verb)
-    verb.add_argument("--rows", type=int, help="how many (default: 5; all with --json)")
+    verb.add_argument("--rows", type=_positive, help="how many (default: 5; all with --json)")
     verb.add_argument("--json", action="store_true", help="one JSON object a line, with all ids")
     verb = add(
         "export", export, "write a checkpoint as a Hugging Face folder",
@@ -138,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
     verb.add_argument("--out", type=Path, required=True, help="folder of the results")
     verb.add_argument("--backend", default=None, help="hf (default) or replay")
-    verb.add_argument("--batch-size", type=int, default=16, help="answers generated together (default: 16)")
+    verb.add_argument("--batch-size", type=_positive, default=16, help="answers generated together (default: 16)")
     verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
     verb = add(
         "report", report, "write one self-contained page from runs and results",

@@ -78,7 +78,10 @@ def prepare(
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if manifest.get("fingerprint") != fingerprint or manifest.get("files") != _sizes(folder):
         path.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"output: {folder} cannot be made ({error}); give another `output`") from error
         lines = sum(lines for _, lines in contents)
         manifest = {"fingerprint": fingerprint} | _Index(config, renderer, images, folder).write(sources, lines, seed)
         manifest["files"] = _sizes(folder)

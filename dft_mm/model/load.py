@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -81,6 +82,9 @@ def load_processing(path: str | Path) -> Processing:
     """Tokenizer, chat template and image numbers, without the weights."""
     folder = resolve(str(path))
     family = read_family(folder)
+    # transformers makes an empty tokenizer of a folder without one, and says nothing.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise InputError(f"{folder}: has no tokenizer (tokenizer.json); copy the base model's tokenizer files there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -130,7 +134,7 @@ def load_model(
         model, report = getattr(transformers, family.model_class).from_pretrained(
             folder, output_loading_info=True, **arguments
         )
-    except (OSError, ImportError, RuntimeError) as error:
+    except (OSError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be loaded as {family.model_class}: {error}") from error
     finally:
         del partitioning

@@ -38,10 +38,12 @@ def export_checkpoint(run: Path, out: Path, step: int | None = None, merge_adapt
     """Write a run's checkpoint (the newest whole one, or that of `step`) as a Hugging Face folder; return its step.
 
     With LoRA this is the adapter, or the base with the adapter added when `merge_adapter`. One process, no launcher.
-    Raises InputError for a run without such a checkpoint, or an `out` that holds something else.
+    Raises InputError for a run without such a checkpoint, or an `out` that holds something.
     """
-    if out.exists() and not (out / "dft_mm.json").is_file() and any(out.iterdir()):
-        raise InputError(f"--out {out}: there is something that is not an export; give an empty or a new folder")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out {out}: there is something already; give an empty or a new folder")
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"{run} is no folder of a run that was trained: it has no recipe.yaml")
     recipe = load_recipe(run / "recipe.yaml")
     if merge_adapter and not recipe.model.lora:
         raise InputError(f"--merge: {run} has no adapter to merge; leave --merge out")

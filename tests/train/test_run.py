@@ -162,16 +162,22 @@ def test_the_recipe_of_a_run_cannot_change_under_its_checkpoints(runs):
 
 
 def test_export_of_a_checkpoint_equals_the_runs_own(runs, tmp_path):
-    out = tmp_path / "out"
     for run in ("whole1", "whole2"):
+        out = tmp_path / run
         command = [sys.executable, "-m", "dft_mm", "export", str(runs.folder / run), "--out", str(out)]
         subprocess.run(command, env=ENV, check=True, capture_output=True)
         assert (out / "model.safetensors").read_bytes() == runs.weights(run)
+    again = subprocess.run(command, env=ENV, check=False, capture_output=True, text=True)
+    assert again.returncode == 2  # nothing is written over
+    assert "there is something already" in again.stderr
+    out = tmp_path / "earlier"
+    command[-1] = str(out)
     earlier = subprocess.run([*command, "--step", "4"], env=ENV, check=True, capture_output=True, text=True)
     assert "step 4" in earlier.stdout
     assert (out / "model.safetensors").read_bytes() != runs.weights("whole2")
     assert json.loads((out / "dft_mm.json").read_text())["step"] == 4
     assert set(load_file(out / "model.safetensors")) == set(load_file(runs.folder / "whole2/export/model.safetensors"))
+    command[-1] = str(tmp_path / "absent")
     absent = subprocess.run([*command, "--step", "5"], env=ENV, check=False, capture_output=True, text=True)
     assert absent.returncode == 2
     assert "step-00000004" in absent.stderr
