@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dft_mm.errors import InputError
 
 Part = Literal["vision", "projector", "language", "embeddings"]
-Format = Literal["wethink", "messages", "problem_solution", "columns"]
+Format = Literal[
+    "auto", "wethink", "sharegpt", "alpaca", "messages", "prompt_completion", "qwenvl", "problem_solution",
+    "question_answer", "preference", "columns",
+]  # fmt: skip
+LossName = Literal["sft", "dft"]
 
 
 class Section(BaseModel):
@@ -69,17 +73,41 @@ class ColumnsConfig(Section):
     """Column with the row's id."""
 
 
+class LossConfig(Section):
+    name: LossName = "dft"
+    """sft: -log p; dft: -sg(p) log p (arXiv 2508.05629, eq. 9)."""
+
+
 class SourceConfig(Section):
     path: str
-    """File of rows: JSONL or JSON."""
-    format: Format
-    """Layout of a row."""
+    """Rows: a file (JSONL, JSON, CSV, TSV, Parquet, Arrow; the text ones also as gz, bz2, xz or zst), a folder or a
+    pattern such as `data/*.parquet` of such files, a `datasets` folder, or a hub name such as org/name."""
+    format: Format = "auto"
+    """Layout of a row; auto: by the row's columns, or by the `dataset_info.json` beside the file."""
     images: str | None = None
     """Folder that the rows' picture paths are relative to, and may not leave; default: the folder of `path`."""
+    split: str = "train"
+    """Split of a `datasets` folder or hub name that has several."""
+    subset: str | None = None
+    """Configuration of a hub name that has several."""
     limit: int | None = Field(default=None, ge=1)
     """Use the first so many rows of the file."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """Times that each of its rows is seen in an epoch; 0.25: a quarter of them, drawn anew in each epoch."""
+    loss: LossConfig | None = None
+    """Loss of its rows, where it is not the recipe's: facts by sft, reasoning by dft."""
+    prompts: str | None = None
+    """File of instruction templates, one a line, each with `{question}`: every row's first question is put into one
+    of them, drawn by seed and row."""
+    system: str | None = None
+    """System prompt of its rows, in the place of their own; an empty text takes theirs away."""
     columns: ColumnsConfig | None = None
     """For format `columns`: which column is which."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _a_name_is_a_loss(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _columns_belong_to_the_columns_format(self) -> "SourceConfig":
@@ -94,7 +122,8 @@ class DataConfig(Section):
     heldout: list[SourceConfig] = []
     """Files whose loss is measured, never learned from."""
     heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Instead of `heldout`: this share of the training rows, chosen by seed."""
+    """Instead of `heldout`: this share of the training rows, chosen by seed; rows with the same question or picture
+    stay on one side."""
     max_length: int = Field(default=4096, ge=8)
     """Tokens of one example, images included."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
@@ -110,7 +139,10 @@ class DataConfig(Section):
     workers: int = Field(default=2, ge=0)
     """Processes of a rank that make micro-batches ahead; 0: the training process makes them itself."""
     bad_rows: float = Field(default=0.01, ge=0, le=1)
-    """Largest fraction of rows that may be quarantined before the run refuses to start."""
+    """Largest fraction of rows that may be quarantined before the run refuses to start, and of examples whose picture
+    may be lost or changed while it trains before it stops."""
+    benchmarks: list[str] = []
+    """Files of benchmark questions; rows that share 13 words in a row with one of them are counted and listed."""
 
     @model_validator(mode="after")
     def _limits_fit(self) -> "DataConfig":
@@ -119,11 +151,6 @@ class DataConfig(Section):
         if self.heldout and self.heldout_fraction:
             raise ValueError("give heldout files or heldout_fraction, not both")
         return self
-
-
-class LossConfig(Section):
-    name: Literal["sft", "dft"] = "dft"
-    """sft: -log p; dft: -sg(p) log p (arXiv 2508.05629, eq. 9)."""
 
 
 class OptimConfig(Section):
