@@ -1,6 +1,6 @@
 """What travels from data to the training step.
 
-Axes: B samples, T positions, P image patches, I images, D patch dimension (1176 = 3 · 2 · 14 · 14).
+Axes: B samples, T positions, P image patches, I images, C channels, D bytes of a patch (588 = 3 · 14 · 14).
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Example:
     """(T,) int64 token ids, images expanded."""
     supervised: Tensor
     """(T,) bool: this token is learned."""
-    pixel_values: Tensor | None = None
-    """(P, D) float32, or None without images."""
+    patches: Tensor | None = None
+    """(P, D) uint8, or None without images."""
     image_grid_thw: Tensor | None = None
     """(I, 3) int64: frames, rows and columns of patches of each image."""
 
@@ -43,16 +43,23 @@ class Batch:
     """Real tokens: without padding and blank pictures."""
     mm_token_type_ids: Tensor | None = None
     """(B, T) int64, 1 at image tokens; only for families with vision."""
-    pixel_values: Tensor | None = None
-    """(P, D) float32."""
+    patches: Tensor | None = None
+    """(P, D) uint8: an eighth of what the model is given, so that queues and transfers carry little."""
     image_grid_thw: Tensor | None = None
     """(I, 3) int64."""
+    pixel_table: Tensor | None = None
+    """(C, 256) float32: the value of each byte of each channel; there wherever patches are."""
+    temporal_patch_size: int = 1
+    """Frames of a patch; a picture is repeated to fill them."""
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of the decoder (without the labels)."""
-        names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        """Keyword arguments of the decoder (without the labels); the pixel values are made here, on the device."""
+        names = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
+        inputs = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.patches is not None:
+            inputs["pixel_values"] = normalise(self.patches, self.pixel_table, self.temporal_patch_size)
+        return inputs
 
     @property
     def supervised_tokens(self) -> int:
@@ -66,3 +73,17 @@ class Batch:
             for name, value in vars(self).items()
         }
         return Batch(**moved)
+
+
+def normalise(patches: Tensor, pixel_table: Tensor, temporal_patch_size: int) -> Tensor:
+    """(P, D) uint8 → (P, temporal_patch_size · D) float32: what vision towers take, bit by bit the image processor's.
+
+    A row holds channel by channel, and in each the same pixels once a frame. `pixel_table`: (C, 256) float32.
+    """
+    count, channels = len(patches), len(pixel_table)
+    pixels = patches.view(count, channels, patches.shape[1] // channels)
+    values = pixel_table.new_empty(count, channels, temporal_patch_size, pixels.shape[2])
+    for channel, table in enumerate(pixel_table):
+        looked_up = table.index_select(0, pixels[:, channel].flatten().int())
+        values[:, channel] = looked_up.view(count, 1, pixels.shape[2])
+    return values.flatten(1)

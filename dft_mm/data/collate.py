@@ -6,8 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dft_mm.batch import IGNORE_INDEX, Batch, Example
-
-_BLANK_PATCHES, _BLANK_GRID = (4, 1176), (1, 2, 2)  # 2 x 2 patches: the smallest picture, one merged token
+from dft_mm.data.images import ImageSettings, blank_patches, pixel_table
 
 
 class Collator:
@@ -16,11 +15,18 @@ class Collator:
     Args:
         pad_token_id: what stands at padded positions; nothing attends to them, so None (a tokenizer without) is 0.
         image_token_id: the id of a merged patch, for families with vision; else None.
+        images: what pictures were cut with, for families with vision.
     """
 
-    def __init__(self, pad_token_id: int | None, image_token_id: int | None) -> None:
+    def __init__(
+        self, pad_token_id: int | None, image_token_id: int | None, images: ImageSettings | None = None
+    ) -> None:
+        if image_token_id is not None and images is None:
+            raise ValueError(f"image_token_id is {image_token_id}: images, the settings of pictures, are wanted too")
         self._pad = pad_token_id or 0
         self._image = image_token_id
+        self._settings = images if image_token_id is not None else None
+        self._table = pixel_table(images) if self._settings else None
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Pad the examples on the right; none at all gives a micro-batch from which nothing is learned.
@@ -30,14 +36,15 @@ class Collator:
         """
         ids = [example.ids for example in examples] or [torch.tensor([self._pad])]
         labels = [_labels(example) for example in examples] or [torch.tensor([IGNORE_INDEX])]
-        pictures = [example for example in examples if example.pixel_values is not None]
-        pixels = [example.pixel_values for example in pictures]
+        pictures = [example for example in examples if example.patches is not None]
+        patches = [example.patches for example in pictures]
         grids = [example.image_grid_thw for example in pictures]
-        if self._image is not None and not pictures:
+        if self._settings is not None and not pictures:
             shortest = min(range(len(ids)), key=lambda row: len(ids[row]))
             ids[shortest] = torch.cat([ids[shortest], torch.tensor([self._image])])
             labels[shortest] = torch.cat([labels[shortest], torch.tensor([IGNORE_INDEX])])
-            pixels, grids = [torch.zeros(_BLANK_PATCHES)], [torch.tensor([_BLANK_GRID])]
+            blank = (1, self._settings.merge_size, self._settings.merge_size)  # the smallest picture: one token
+            patches, grids = [blank_patches(blank, self._settings)], [torch.tensor([blank])]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self._pad)
         attention_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         # Without token types Qwen2.5-VL falls back to one-dimensional positions and says nothing.
@@ -49,8 +56,10 @@ class Collator:
             example_ids=tuple(example.id for example in examples),
             tokens=sum(len(example.ids) for example in examples),
             mm_token_type_ids=types,
-            pixel_values=torch.cat(pixels) if pixels else None,
+            patches=torch.cat(patches) if patches else None,
             image_grid_thw=torch.cat(grids) if grids else None,
+            pixel_table=self._table,
+            temporal_patch_size=self._settings.temporal_patch_size if self._settings else 1,
         )
 
 

@@ -6,9 +6,12 @@ import functools
 import hashlib
 import io
 import stat
+import struct
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.image_transforms import normalize, rescale
+from transformers.image_utils import ChannelDimension
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from dft_mm.errors import InputError
 
@@ -24,12 +29,21 @@ MAX_PIXELS = 178_956_970
 """More are refused before they are decoded: a file of a few bytes can claim billions (Pillow's own limit)."""
 # Formats that are pictures and nothing else; Pillow hands some others, such as EPS, to outside programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA", "ICO")
-_FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
+_RESCALE = 1 / 255
+_FIXED = {
+    "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": int(Image.Resampling.BICUBIC),
+    "rescale_factor": _RESCALE,
+}  # fmt: skip
+_GRAY = 128
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+_SWAPPING = (5, 6, 7, 8)
+"""Orientations of which the stored width is the upright height."""
 
 
 class ImageError(Exception):
@@ -86,6 +100,29 @@ class ImageSettings:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"preprocessor_config.json is not that of a Qwen2.5-VL processor: {error!r}") from error
 
+    def limited(self, min_pixels: Any = None, max_pixels: Any = None) -> "ImageSettings":
+        """The same with the limits that a row gives one of its pictures, each None where it gives none.
+
+        Raises ImageError where they are no limits, or where they contradict each other or those that they leave.
+        """
+        if min_pixels is None and max_pixels is None:
+            return self
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        least = (self.patch_size * self.merge_size) ** 2
+        for name, value in given.items():
+            if value is None:
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or value % 1 != 0 or value < least:  # a table with gaps holds 3136 as 3136.0
+                raise ImageError("pixel_limits", f"{name} is {value!r}: a whole number from {least} on is wanted")
+            limits[name] = int(value)
+        if limits["min_pixels"] > limits["max_pixels"]:
+            raise ImageError(
+                "pixel_limits", "min_pixels {min_pixels} is above max_pixels {max_pixels}".format(**limits)
+            )
+        return replace(self, **limits)
+
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
@@ -131,16 +168,38 @@ def load_image(source: str | Path | bytes, root: Path) -> Image.Image:
 
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The same for the bytes of a picture file; `name` is what an error calls it."""
+    with _opened(data, name) as image:
+        image.load()
+        return _rgb(_upright(image), name)
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) of the upright picture, from its header: its pixels are not decoded.
+
+    Raises ImageError for what can be seen there; damage further on is left to `decode_image`.
+    """
+    with _opened(data, name, pixels=False) as image:
+        if image.mode == "F":
+            raise _unknown_brightness(image, name)
+        if image.format == "ICO":  # its directory may tell another size than the picture in it has
+            image.load()
+        width, height = image.size
+        turned = image.format != "TIFF" and _orientation(image) in _SWAPPING  # of a TIFF Pillow tells the upright size
+        return (height, width) if turned else (width, height)
+
+
+@contextmanager
+def _opened(data: bytes, name: str, pixels: bool = True) -> Iterator[Image.Image]:
+    """The picture before it is decoded; whatever Pillow raises inside becomes an ImageError."""
     with warnings.catch_warnings():  # Pillow warns of what is refused, or healed, here
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            with Image.open(io.BytesIO(data if pixels else _without_pixels(data)), formats=_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(
                         "too_many_pixels", f"{name} has {image.width} x {image.height}: above {MAX_PIXELS}"
                     )
-                image.load()
-                return _rgb(_upright(image), name)
+                yield image
         except ImageError:
             raise
         except Image.DecompressionBombError as error:
@@ -158,11 +217,37 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _without_pixels(data: bytes) -> bytes:
+    """A PNG's header, with what is told about its first frame after the pixels; other formats as they are.
+
+    A PNG may tell its orientation there, and Pillow decodes the pixels to get so far.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, place, pixels = [_PNG], len(_PNG), False
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length  # length, kind and checksum are four bytes each
+        if end > len(data) or (pixels and kind == b"fcTL"):  # a second frame begins
+            break
+        if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):  # their checksums are not looked at there
+            kept += [data[place : end - 4], struct.pack(">I", zlib.crc32(data[place + 4 : end - 4]))]
+        elif not pixels and kind not in (b"IDAT", b"fcTL", b"acTL"):
+            kept.append(data[place:end])
+        pixels |= kind == b"IDAT"
+        place = end
+    return b"".join([*kept, _PNG_END])
+
+
+def _orientation(image: Image.Image) -> int | None:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # a PNG's own would decode it
     except Exception:  # damaged EXIF takes no pixel away: the picture counts as it stands
-        return image
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -180,12 +265,16 @@ def _from_deep_gray(image: Image.Image, name: str) -> Image.Image:
     """16-bit gray by its upper byte, as Pillow reads 16-bit colour; mode I it would clip to white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ImageError("brightness", f"{name} has mode {image.mode}: what is black and white in it is not known")
+        raise _unknown_brightness(image, name)
     gray = (values >> 8).astype(np.uint8)
     key = image.info.get("transparency")
     if isinstance(key, int):
         gray[values == key] = 255
     return Image.fromarray(gray).convert("RGB")
+
+
+def _unknown_brightness(image: Image.Image, name: str) -> ImageError:
+    return ImageError("brightness", f"{name} has mode {image.mode}: what is black and white in it is not known")
 
 
 def image_grid(width: int, height: int, settings: ImageSettings) -> tuple[int, int, int]:
@@ -200,22 +289,51 @@ def image_grid(width: int, height: int, settings: ImageSettings) -> tuple[int, i
     return 1, rows // patch, columns // patch
 
 
-def to_patches(images: Sequence[Image.Image], settings: ImageSettings) -> tuple[Tensor, Tensor]:
-    """(P, D) float32 patches and (I, 3) int64 grids of RGB pictures, by the image processor of transformers."""
-    output = _processor(settings)(images=list(images), return_tensors="pt")
-    return output["pixel_values"].to(torch.float32), output["image_grid_thw"]
+def to_patches(
+    pictures: Sequence[Image.Image], settings: ImageSettings | Sequence[ImageSettings]
+) -> tuple[Tensor, Tensor]:
+    """(P, D) uint8 patches and (I, 3) int64 grids of RGB pictures, resized as the image processor of transformers does.
+
+    D = 3 · patch_size², channel by channel; `batch.normalise` makes the processor's floats of them, eight times the
+    bytes.
+
+    Args:
+        pictures: one at least.
+        settings: of all, or one for each; those may differ in their pixel limits only.
+    """
+    each = [settings] * len(pictures) if isinstance(settings, ImageSettings) else settings
+    grids = [image_grid(*picture.size, own) for picture, own in zip(pictures, each, strict=True)]
+    side = each[0].patch_size
+    patches = np.empty((sum(rows * columns for _, rows, columns in grids), 3 * side * side), np.uint8)
+    start = 0
+    for picture, own, (_, rows, columns) in zip(pictures, each, grids):
+        end = start + rows * columns
+        _cut(picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC), patches[start:end], own)
+        start = end
+    return torch.from_numpy(patches), torch.tensor(grids)
 
 
-@functools.lru_cache(maxsize=8)
-def _processor(settings: ImageSettings) -> Qwen2VLImageProcessorPil:
-    return Qwen2VLImageProcessorPil(
-        patch_size=settings.patch_size,
-        merge_size=settings.merge_size,
-        temporal_patch_size=settings.temporal_patch_size,
-        image_mean=list(settings.image_mean),
-        image_std=list(settings.image_std),
-        size={"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels},
-    )
+def _cut(picture: Image.Image, patches: np.ndarray, settings: ImageSettings) -> None:
+    """Write a resized picture into its (P, D) patches: blocks in rows, and the patches of each block together."""
+    side, merged = settings.patch_size, settings.merge_size
+    down, across = picture.height // (side * merged), picture.width // (side * merged)
+    pixels = np.asarray(picture).reshape(down, merged, side, across, merged, side, 3)
+    patches.reshape(down, across, merged, merged, 3, side, side)[...] = pixels.transpose(0, 3, 1, 4, 6, 2, 5)
+
+
+def blank_patches(grid: Sequence[int], settings: ImageSettings) -> Tensor:
+    """(P, D) uint8 gray patches of the place of a picture that cannot be had; `grid` is frames, rows, columns."""
+    frames, rows, columns = grid
+    return torch.full((frames * rows * columns, 3 * settings.patch_size**2), _GRAY, dtype=torch.uint8)
+
+
+def pixel_table(settings: ImageSettings) -> Tensor:
+    """(3, 256) float32: what the image processor of transformers makes of each byte, channel by channel."""
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+    first = ChannelDimension.FIRST
+    values = rescale(every, _RESCALE, input_data_format=first)
+    values = normalize(values, settings.image_mean, settings.image_std, input_data_format=first)
+    return torch.from_numpy(np.ascontiguousarray(values[:, 0]))
 
 
 def image_hash(data: bytes) -> str:

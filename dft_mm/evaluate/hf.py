@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from dft_mm.batch import normalise
 from dft_mm.config import read_text
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
+from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, pixel_table, to_patches
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
@@ -147,7 +148,9 @@ class HuggingFace:
             inputs["mm_token_type_ids"] = ((ids == self.processing.image_token_id) & (mask == 1)).long()
             pictures = [_picture(request.question, name) for request in batch for name in request.question.images]
             if pictures:
-                inputs["pixel_values"], inputs["image_grid_thw"] = to_patches(pictures, self.images)
+                patches, inputs["image_grid_thw"] = to_patches(pictures, self.images)
+                table = pixel_table(self.images).to(self.device)
+                inputs["pixel_values"] = normalise(patches.to(self.device), table, self.images.temporal_patch_size)
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def _cut(self, prompt: Prompt, ids: list[int]) -> Generation:

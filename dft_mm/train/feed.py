@@ -70,7 +70,7 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
         micro_tokens=recipe.train.micro_tokens,
         max_steps=recipe.train.max_steps,
     )
-    collate = Collator(processing.tokenizer.pad_token_id, processing.image_token_id)
+    collate = Collator(processing.tokenizer.pad_token_id, processing.image_token_id, images)
     return RunData(train, heldout if len(heldout) else None, plan, collate, manifest["fingerprint"])
 
 

@@ -3,8 +3,11 @@ import torch
 
 from dft_mm.batch import IGNORE_INDEX, Example
 from dft_mm.data.collate import Collator
+from dft_mm.data.images import ImageSettings
 
 PAD, IMAGE, START, END = 0, 10, 11, 12
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+SETTINGS = ImageSettings(14, 2, 2, MEAN, STD, 3136, 100352)
 
 
 def text(id_, length, supervised=0):
@@ -18,8 +21,15 @@ def picture(id_, *grids, tail=4, seed=0):
         ids += [START, *[IMAGE] * (t * h * w // 4), END, 23]
         patches += t * h * w
     ids = torch.tensor(ids + list(range(30, 30 + tail)))
-    values = torch.randn(patches, 1176, generator=torch.Generator().manual_seed(seed))
+    values = torch.randint(256, (patches, 588), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Example(id_, "test", ids, torch.arange(len(ids)) >= len(ids) - tail, values, torch.tensor(grids))
+
+
+def pixel_values(patches):
+    """(P, 588) bytes → (P, 1176) float32 by the formula alone."""
+    pixels = (patches.double().reshape(-1, 3, 1, 196) / 255).float()
+    mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))
+    return ((pixels - mean) / std).repeat(1, 1, 2, 1).reshape(-1, 1176)
 
 
 def test_rows_are_padded_on_the_right_and_labels_stay_aligned():
@@ -45,8 +55,10 @@ def test_the_first_token_of_a_row_is_never_a_label():
 
 def test_pictures_stand_in_row_order():
     one, two = picture("a", (1, 2, 4), (1, 4, 4), seed=1), picture("b", (1, 2, 2), seed=2)
-    batch = Collator(PAD, IMAGE)([one, text("t", 30), two])
-    assert torch.equal(batch.pixel_values, torch.cat([one.pixel_values, two.pixel_values]))
+    batch = Collator(PAD, IMAGE, SETTINGS)([one, text("t", 30), two])
+    assert torch.equal(batch.patches, torch.cat([one.patches, two.patches]))
+    assert (batch.patches.dtype, batch.patches.nbytes) == (torch.uint8, 28 * 588)
+    assert torch.equal(batch.model_inputs["pixel_values"], pixel_values(batch.patches))
     assert batch.image_grid_thw.tolist() == [[1, 2, 4], [1, 4, 4], [1, 2, 2]]
     assert torch.equal(batch.mm_token_type_ids, (batch.input_ids == IMAGE).long())
     assert (batch.input_ids == IMAGE).sum(1).tolist() == [6, 0, 1]
@@ -54,13 +66,14 @@ def test_pictures_stand_in_row_order():
 
 
 def test_a_batch_without_pictures_gets_a_blank_one_after_its_shortest_row():
-    batch = Collator(PAD, IMAGE)([text("a", 5, supervised=2), text("b", 3, supervised=1)])
+    batch = Collator(PAD, IMAGE, SETTINGS)([text("a", 5, supervised=2), text("b", 3, supervised=1)])
     assert batch.input_ids.tolist() == [[20, 21, 22, 23, 24], [20, 21, 22, IMAGE, PAD]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
     assert batch.mm_token_type_ids.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
     assert batch.labels[1].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 22, IGNORE_INDEX, IGNORE_INDEX]
-    assert batch.pixel_values.shape == (4, 1176)
-    assert not batch.pixel_values.any()
+    assert batch.patches.shape == (4, 588)
+    assert batch.model_inputs["pixel_values"].shape == (4, 1176)
+    assert len(set(batch.patches.flatten().tolist())) == 1
     assert batch.image_grid_thw.tolist() == [[1, 2, 2]]
     assert batch.tokens == 8
     assert batch.supervised_tokens == 3
@@ -68,13 +81,26 @@ def test_a_batch_without_pictures_gets_a_blank_one_after_its_shortest_row():
 
 @pytest.mark.parametrize(("image", "ids"), [(None, [[PAD]]), (IMAGE, [[PAD, IMAGE]])])
 def test_an_empty_micro_batch_teaches_nothing(image, ids):
-    batch = Collator(PAD, image)([])
+    batch = Collator(PAD, image, SETTINGS)([])
     assert batch.input_ids.tolist() == ids
     assert batch.attention_mask.all()
     assert (batch.labels == IGNORE_INDEX).all()
     assert batch.tokens == batch.supervised_tokens == 0
     assert batch.example_ids == ()
-    assert (batch.pixel_values is None) == (image is None)
+    assert (batch.patches is None) == (image is None)
+    assert ("pixel_values" in batch.model_inputs) == (image is not None)
+
+
+def test_a_family_with_vision_needs_the_settings_of_its_pictures():
+    with pytest.raises(ValueError, match="image_token_id is 10: images"):
+        Collator(PAD, IMAGE)
+
+
+def test_a_batch_goes_to_a_device_whole():
+    batch = Collator(PAD, IMAGE, SETTINGS)([picture("a", (1, 2, 2)), text("b", 3)])
+    moved = batch.to(torch.device("meta"))
+    assert all(value.device.type == "meta" for value in moved.model_inputs.values())
+    assert moved.example_ids == batch.example_ids
 
 
 def test_a_tokenizer_without_a_padding_token_will_do():
@@ -109,10 +135,10 @@ def alone(model, example):
     ids = example.ids[None]
     positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
     pixels = {}
-    if example.pixel_values is not None:
+    if example.patches is not None:
         types = (ids == IMAGE).int()
         positions = model.model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=example.image_grid_thw)[0]
-        pixels = {"pixel_values": example.pixel_values, "image_grid_thw": example.image_grid_thw}
+        pixels = {"pixel_values": pixel_values(example.patches), "image_grid_thw": example.image_grid_thw}
     return model(input_ids=ids, position_ids=positions, use_cache=False, **pixels).logits[0]
 
 
@@ -127,7 +153,7 @@ MIXED = [
 @pytest.mark.parametrize("examples", MIXED, ids=["mixed", "text only", "one text", "one picture"])
 @torch.no_grad()
 def test_a_row_in_a_batch_means_what_it_means_alone(model, examples):
-    batch = Collator(PAD, IMAGE)(examples)
+    batch = Collator(PAD, IMAGE, SETTINGS)(examples)
     logits = model(**batch.model_inputs, use_cache=False).logits
     for row, example in enumerate(examples):
         expected = alone(model, example)
@@ -139,15 +165,15 @@ def test_a_row_in_a_batch_means_what_it_means_alone(model, examples):
 def test_pictures_and_their_places_matter_to_this_model(model):
     """Otherwise the test above could not fail."""
     example = picture("a", (1, 4, 6), seed=1)
-    batch = Collator(PAD, IMAGE)([example])
+    batch = Collator(PAD, IMAGE, SETTINGS)([example])
     right = model(**batch.model_inputs, use_cache=False).logits
     flat = {name: value for name, value in batch.model_inputs.items() if name != "mm_token_type_ids"}
     assert (model(**flat, use_cache=False).logits - right).abs().max() > 1e-2
-    other = batch.model_inputs | {"pixel_values": -batch.pixel_values}
+    other = batch.model_inputs | {"pixel_values": -batch.model_inputs["pixel_values"]}
     assert (model(**other, use_cache=False).logits - right).abs().max() > 1e-2
 
 
 def test_an_empty_micro_batch_runs_through_the_model(model):
-    batch = Collator(PAD, IMAGE)([])
+    batch = Collator(PAD, IMAGE, SETTINGS)([])
     logits = model(**batch.model_inputs, use_cache=False).logits
     assert logits.isfinite().all()

@@ -13,7 +13,8 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageFile
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
+from dft_mm.batch import normalise
+from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, pixel_table, to_patches
 from dft_mm.errors import InputError
 from dft_mm.model.builtin import IMAGE_PROCESSOR
 
@@ -74,6 +75,10 @@ def pixels(folder, picture, name="a.png", **options):
     loaded = load_image(save(folder, picture, name, **options), folder)
     assert loaded.mode == "RGB"
     return np.asarray(loaded)
+
+
+def pixel_values(patches, settings=SETTINGS):
+    return normalise(patches, pixel_table(settings), settings.temporal_patch_size)
 
 
 def test_every_awkward_picture_has_its_stated_outcome(shared):
@@ -256,8 +261,9 @@ def test_grid_and_patches_are_those_of_transformers(size):
     oracle = Qwen2VLImageProcessorPil(**(CONFIG | {"max_pixels": 100352}))
     expected = oracle(images=[picture], return_tensors="pt")
     patches, grid = to_patches([picture], SETTINGS)
-    assert torch.equal(patches, expected["pixel_values"])
-    assert (patches.dtype, patches.shape[1]) == (torch.float32, 1176)
+    assert (patches.dtype, patches.shape[1]) == (torch.uint8, 588)
+    assert torch.equal(pixel_values(patches), expected["pixel_values"])
+    assert pixel_values(patches).dtype == expected["pixel_values"].dtype == torch.float32
     assert grid.tolist() == expected["image_grid_thw"].tolist() == [list(image_grid(*size, SETTINGS))]
     assert grid.dtype == torch.int64
 
@@ -268,11 +274,13 @@ def test_patches_are_the_normalised_pixels_in_the_documented_order():
     array = rng.integers(0, 256, (56, 84, 3), dtype=np.uint8)
     patches, grid = to_patches([Image.fromarray(array)], SETTINGS)
     assert grid.tolist() == [[1, 4, 6]]
+    assert np.array_equal(patches[6].reshape(3, 14, 14), array[14:28, 28:42].transpose(2, 0, 1))
     normal = (array / 255 - CONFIG["image_mean"]) / CONFIG["image_std"]
     # The seventh patch (number 6): block 1 of the first row of blocks, third of its four: second row, first column.
     expected = normal[14:28, 28:42].transpose(2, 0, 1)
-    assert np.allclose(patches[6].reshape(3, 2, 14, 14)[:, 0], expected, atol=1e-5)
-    assert np.allclose(patches[6].reshape(3, 2, 14, 14)[:, 1], expected, atol=1e-5)
+    values = pixel_values(patches)[6].reshape(3, 2, 14, 14)
+    assert np.allclose(values[:, 0], expected, atol=1e-5)
+    assert np.allclose(values[:, 1], expected, atol=1e-5)
 
 
 def test_grids_keep_to_the_limits_for_every_size():

@@ -7,8 +7,11 @@ import torch
 from tiny_models import IMAGE_ID, tiny_vl
 
 from dft_mm.batch import Example
+from dft_mm.data.images import ImageSettings
 
 PAD_ID, END_ID, STEPS = 0, 1, 10
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+IMAGES = ImageSettings(14, 2, 2, MEAN, STD, 3136, 100352)
 
 
 def mixed_model(tied):
@@ -21,12 +24,19 @@ def example(generator, name, length, supervised, picture):
     ids = torch.randint(2, 490, (length,), generator=generator)
     mask = torch.zeros(length, dtype=torch.bool)
     mask[length - supervised :] = True
-    pixels = grid = None
+    patches = grid = None
     if picture:
         ids = torch.cat([torch.tensor([5, 502]), torch.full((6,), IMAGE_ID), torch.tensor([503]), ids])
         mask = torch.cat([torch.zeros(9, dtype=torch.bool), mask])
-        pixels, grid = torch.randn(24, 1176, generator=generator), torch.tensor([[1, 4, 6]])
-    return Example(name, "test", ids, mask, pixels, grid)
+        patches = torch.randint(256, (24, 588), dtype=torch.uint8, generator=generator)
+        grid = torch.tensor([[1, 4, 6]])
+    return Example(name, "test", ids, mask, patches, grid)
+
+
+def pixel_values(patches):
+    """(P, 588) bytes → (P, 1176) float32 by the formula alone."""
+    mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))
+    return ((patches.reshape(-1, 3, 1, 196) / 255 - mean) / std).repeat(1, 1, 2, 1).reshape(-1, 1176)
 
 
 def steps():

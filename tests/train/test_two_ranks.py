@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from mixed_batches import STEPS, mixed_model, steps
+from mixed_batches import STEPS, mixed_model, pixel_values, steps
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
@@ -36,8 +36,8 @@ def plain_torch(tied, optimizer_name):
     for ranks in steps():
         total, tokens = torch.zeros(()), 0
         for e in (e for micro_batches in ranks for micro in micro_batches for e in micro):
-            pictures = {} if e.pixel_values is None else {
-                "pixel_values": e.pixel_values, "image_grid_thw": e.image_grid_thw,
+            pictures = {} if e.patches is None else {
+                "pixel_values": pixel_values(e.patches), "image_grid_thw": e.image_grid_thw,
                 "mm_token_type_ids": (e.ids == 500).int()[None],
             }  # fmt: skip
             log_p = F.log_softmax(model(input_ids=e.ids[None], **pictures).logits[0, :-1], -1)
