@@ -26,6 +26,12 @@ class Example:
     """(P, D) uint8, or None without images."""
     image_grid_thw: Tensor | None = None
     """(I, 3) int64: frames, rows and columns of patches of each image."""
+    policy: int = 0
+    """Number of its loss among those of the run."""
+    lost: str | None = None
+    """Why its picture is not there any more; nothing of it is supervised then."""
+    lost_tokens: int = 0
+    """Tokens of it that would be supervised."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,13 @@ class Batch:
     """(C, 256) float32: the value of each byte of each channel; there wherever patches are."""
     temporal_patch_size: int = 1
     """Frames of a patch; a picture is repeated to fill them."""
+
+    policy: Tensor | None = None
+    """(B, T) uint8: number of each position's loss among those of the run; None: the first for all."""
+    lost: tuple[str, ...] = ()
+    """Id and reason of each example whose picture is not there any more."""
+    lost_tokens: int = 0
+    """Tokens of these that would be supervised."""
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:

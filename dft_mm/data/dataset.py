@@ -1,5 +1,8 @@
 """The examples of a prepared data set, memory-mapped: a million rows take no memory until they are asked for."""
 
+import functools
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +11,9 @@ import pyarrow as pa
 import torch
 
 from dft_mm.batch import Example
-from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_grid, image_hash, read_image, to_patches
+from dft_mm.data.images import (
+    ImageError, ImageSettings, blank_patches, decode_image, image_grid, image_hash, read_image, to_patches,
+)  # fmt: skip
 
 
 class Dataset:
@@ -17,74 +22,112 @@ class Dataset:
     Args:
         folder: what `prepare` wrote.
         images: the settings it was prepared with; None where pictures are not wanted.
+        policies: the number of each source's loss.
     """
 
     lengths: np.ndarray
     """(n,) int64 tokens of each example."""
     supervised: np.ndarray
     """(n,) int64 tokens of each that the loss counts."""
+    patches: np.ndarray
+    """(n,) int64 picture patches of each."""
+    sources: np.ndarray
+    """(n,) int64 number of each one's source in the recipe, those to learn from first."""
 
-    def __init__(self, folder: Path, split: Literal["train", "heldout"], images: ImageSettings | None) -> None:
-        self._table = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow"))).read_all()
-        self._arguments = folder, split, images
+    def __init__(
+        self, folder: Path, split: Literal["train", "heldout"], images: ImageSettings | None,
+        policies: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self._arguments = folder, split, images, policies
+        self._policies = policies
         self._images = images
-        heldout = np.load(folder / "heldout.npy")
-        self._rows = np.flatnonzero(heldout == (split == "heldout"))
-        self.lengths = self._table["length"].to_numpy()[self._rows]
-        self.supervised = self._table["supervised_tokens"].to_numpy()[self._rows]
+        self._folder = folder
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self._files = manifest["parts"]
+        self._paths = [source["path"] for source in manifest["sources"]]
+        index = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow"))).read_all()
+        chosen = np.flatnonzero(index["heldout"].to_numpy() == (split == "heldout"))
+        self._ids, self._rows = index["id"], chosen
+        self._part, self._at = (index[name].to_numpy()[chosen] for name in ("part", "at"))
+        self.lengths, self.supervised, self.patches = (
+            index[name].to_numpy()[chosen] for name in ("length", "supervised_tokens", "patches")
+        )
+        of_part = np.array([part["source"] for part in self._files], dtype=np.int64)
+        self.sources = of_part[self._part]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, self._arguments  # a worker process maps the file itself instead of being sent its content
+        return Dataset, self._arguments  # a worker process maps the files itself instead of being sent their content
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """ids (T,) int32 and supervised (T,) bool."""
-        row = int(self._rows[index])
-        ids, supervised = self._table["ids"][row].values, self._table["supervised"][row].values
+        table, at = self._place(index)
+        ids, supervised = table["ids"][at].values, table["supervised"][at].values
         return ids.to_numpy(), supervised.to_numpy(zero_copy_only=False)
 
     def meta(self, index: int) -> dict[str, Any]:
-        """Where an example comes from: id, source, file, line, row, images (path and grid)."""
-        row = int(self._rows[index])
-        where = {name: self._table[name][row].as_py() for name in ("id", "source", "file", "line", "row")}
-        root = Path(self._table["image_root"][row].as_py()).absolute()
-        pairs = zip(self._table["images"][row].as_py(), self._table["grids"][row].as_py())
+        """Where an example comes from: id, source, file, line, row, images (path and grid), overlap."""
+        table, at = self._place(index)
+        where = {"id": self.id(index), "source": self._paths[self.sources[index]]}
+        where["file"] = self._files[self._part[index]]["file"]
+        where |= {name: table[name][at].as_py() for name in ("line", "row", "overlap")}
+        root = Path(table["image_root"][at].as_py()).absolute()
+        pairs = zip(table["images"][at].as_py(), table["grids"][at].as_py())
         return where | {"images": [{"path": str(root / path), "grid": grid} for path, grid in pairs]}
 
+    def id(self, index: int) -> str:
+        return self._ids[int(self._rows[index])].as_py()
+
     def __getitem__(self, index: int) -> Example:
-        """Raises RuntimeError when a picture is no longer what it was when the data was prepared."""
-        row = int(self._rows[index])
+        """An example whose picture is gone or another keeps its place: its picture is blank, and it is not learned."""
         ids, supervised = self.tokens(index)
-        pixel_values = grid = None
-        if len(self._table["images"][row]):
-            pixel_values, grid = self._patches(row)
+        table, at = self._place(index)
+        patches = grid = lost = None
+        if len(table["images"][at]):
+            grids = table["grids"][at].as_py()
+            grid = torch.tensor(grids)
+            try:
+                patches = self._patches(table, at, grids)
+            except ImageError as error:
+                lost = str(error)
+                patches = torch.cat([blank_patches(tuple(grid), self._images) for grid in grids])
+                supervised = np.zeros_like(supervised)
         return Example(
-            id=self._table["id"][row].as_py(),
-            source=self._table["source"][row].as_py(),
+            id=self.id(index),
+            source=self._paths[self.sources[index]],
             ids=torch.from_numpy(ids.astype(np.int64)),
             supervised=torch.from_numpy(supervised.copy()),
-            pixel_values=pixel_values,
+            patches=patches,
             image_grid_thw=grid,
+            policy=self._policies[self.sources[index]] if self._policies else 0,
+            lost=lost,
+            lost_tokens=int(self.supervised[index]) if lost else 0,
         )
 
-    def _patches(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _place(self, index: int) -> tuple[pa.Table, int]:
+        """The example's part, and its row there."""
+        return _open(self._folder / "parts" / f"{self._files[self._part[index]]['name']}.arrow"), int(self._at[index])
+
+    def _patches(self, table: pa.Table, at: int, grids: list[list[int]]) -> torch.Tensor:
+        """(P, 588) uint8; raises ImageError when a picture is no longer what it was when the data was prepared."""
         assert self._images is not None
-        names = ("id", "image_root", "images", "image_hashes", "grids")
-        id_, root, paths, hashes, grids = (self._table[name][row].as_py() for name in names)
+        root, paths, hashes, limits = (
+            table[name][at].as_py() for name in ("image_root", "images", "image_hashes", "limits")
+        )
+        settings = [self._images.limited(*limit) for limit in limits]
         pictures = []
-        for path, expected, grid in zip(paths, hashes, grids):
-            try:
-                data = read_image(path, Path(root))
-                picture = decode_image(data, path)
-                same = image_hash(data) == expected and list(image_grid(*picture.size, self._images)) == grid
-            except ImageError as error:
-                raise RuntimeError(f"row {id_}: {Path(root, path)} was good when it was prepared: {error}") from error
-            if not same:
-                raise RuntimeError(
-                    f"row {id_}: {Path(root, path)} is not the picture it was when it was prepared; "
-                    "remove the run's data folder to prepare anew"
-                )
+        for path, expected, grid, of_picture in zip(paths, hashes, grids, settings):
+            data = read_image(path, Path(root))
+            if image_hash(data) != expected:
+                raise ImageError("changed", f"{Path(root, path)} is not the picture that it was when it was prepared")
+            picture = decode_image(data, path)
+            assert list(image_grid(*picture.size, of_picture)) == grid
             pictures.append(picture)
-        return to_patches(pictures, self._images)
+        return to_patches(pictures, settings)[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _open(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

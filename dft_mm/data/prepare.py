@@ -1,292 +1,431 @@
-"""Files of rows → an index of examples, read and checked once: every row rendered, every picture decoded, every refusal
-written down with file, line and reason.
+"""Files of rows → an index of examples, read and checked once on all cores: every row rendered, every picture decoded,
+every refusal written down with file, line and reason.
+
+    manifest.json     counts, fingerprint, what was read and what was written; last
+    index.arrow       one small row an example: where it is, how long it is, which split
+    parts/            tokens, masks and pictures of up to 1,000 rows a file
+    pictures.jsonl    the picture files that were decoded
+    quarantine.jsonl  rows that cannot be learned from
+    duplicates.jsonl, overlap.jsonl   rows that stand twice; rows that share 13 words with a benchmark question
 """
 
 import hashlib
 import itertools
 import json
-import os
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dft_mm.config import DataConfig, SourceConfig
-from dft_mm.data.formats import BadRow, Conversation
-from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_grid, image_hash, read_image
-from dft_mm.data.render import Renderer, RenderError
-from dft_mm.data.rows import Record, parse, read_records
+from dft_mm.data import files
+from dft_mm.data.files import Part
+from dft_mm.data.formats import BadRow
+from dft_mm.data.groups import group, hold_out, repeats
+from dft_mm.data.images import ImageSettings
+from dft_mm.data.layouts import Layout, choose_layout
+from dft_mm.data.overlap import Benchmarks
+from dft_mm.data.parts import (
+    Counts,
+    Setup,
+    Source,
+    Task,
+    find_pictures,
+    look_at,
+    make,
+    read_counts,
+    replacing,
+)  # fmt: skip
+from dft_mm.data.pictures import Key, Pictures
+from dft_mm.data.pool import Pool, cores
+from dft_mm.data.prompts import read_prompts
+from dft_mm.data.render import Renderer
+from dft_mm.data.rows import parse
+from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.progress import progress
 
-_VERSION = 1  # a new number when the same files give another index
-_BATCH = 256  # rows that are written together
+_VERSION = 2  # a new number when the same files give another index
+_PART_ROWS = 1000
+_ALONE = 4000  # rows up to which starting worker processes costs more than they save
+_ALONE_PICTURES = 200
+_PICTURES = 16  # looked at in one task
+_FIRST = 20  # rows that a layout is chosen by
 _SHOWN = 3  # refused rows that a refusal quotes
 _DETAIL = 300  # characters of each
-_FILES = ("index.arrow", "heldout.npy", "quarantine.jsonl")
-# Settings that do not decide what is in the index.
-_NO_MATTER = {"bad_rows", "workers", "pack", "train", "heldout"}
-
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(), "source": pa.string(), "file": pa.string(), "line": pa.int64(), "row": pa.int64(),
-        "ids": pa.list_(pa.int32()), "supervised": pa.list_(pa.bool_()), "length": pa.int64(),
-        "supervised_tokens": pa.int64(), "images": pa.list_(pa.string()), "image_root": pa.string(),
-        "image_hashes": pa.list_(pa.string()), "grids": pa.list_(pa.list_(pa.int32(), 3)),
-    }
-)  # fmt: skip
-
-
-class TooLong(Exception):
-    """An example of more than max_length tokens that is left out, or may not be cut."""
+_OUTPUTS = ("index.arrow", "quarantine.jsonl", "duplicates.jsonl", "overlap.jsonl")
+_INFO = "dataset_info.json"
+_SMALL = ["length", "supervised_tokens", "patches", "image_hashes", "content", "question", "overlap"]
+_PERCENTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "p99": 99, "max": 100}
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a good row becomes."""
+class _File:
+    """A file of a source, ready to be read."""
 
-    ids: np.ndarray
-    supervised: np.ndarray
-    images: tuple[str, ...]
-    """Paths relative to `image_root`."""
-    image_root: str
-    image_hashes: tuple[str, ...]
-    grids: tuple[tuple[int, int, int], ...]
-    truncated: bool
+    source: int
+    """Number of its source, those to learn from first."""
+    path: Path
+    sha256: str
+    parts: tuple[Part, ...]
+    how: Source
 
 
 def prepare(
     config: DataConfig, renderer: Renderer, images: ImageSettings | None, folder: Path, seed: int
 ) -> dict[str, Any]:
-    """Write index.arrow, heldout.npy, quarantine.jsonl and, last, manifest.json into `folder`; return the manifest.
+    """Write the index of all sources into `folder`; return the manifest.
 
-    When the manifest there has the fingerprint of these files and settings, nothing is read again.
+    Nothing is read again when no setting and no file changed. A preparation that was interrupted goes on.
 
     Raises:
         InputError: a file cannot be read, too many rows are bad, a row is too long under `too_long: error`, or
             nothing is left to learn from.
     """
-    sources = [(source, False) for source in config.train] + [(source, True) for source in config.heldout]
-    contents = [_content(source) for source, _ in sources]
-    fingerprint = _fingerprint(config, sources, contents, renderer, images, seed)
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if manifest.get("fingerprint") != fingerprint or manifest.get("files") != _sizes(folder):
-        path.unlink(missing_ok=True)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"output: {folder} cannot be made ({error}); give another `output`") from error
-        lines = sum(lines for _, lines in contents)
-        manifest = {"fingerprint": fingerprint} | _Index(config, renderer, images, folder).write(sources, lines, seed)
-        manifest["files"] = _sizes(folder)
-        with _replacing(path) as file:
+    try:
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output: {folder} cannot be made ({error}); give another `output`") from error
+    settings = _settings(config, renderer, images, seed)
+    manifest = _read_manifest(folder)
+    pictures = Pictures(folder / "pictures.jsonl")
+    if not (
+        manifest
+        and manifest["settings"] == settings
+        and _unchanged(manifest, config, folder)
+        and pictures.unchanged()
+    ):
+        known = {tuple(read["stamp"]): read["sha256"] for read in (manifest or {}).get("inputs", []) if read["stamp"]}
+        (folder / "manifest.json").unlink(missing_ok=True)
+        made = _Preparation(config, Setup(config, renderer, images, folder, seed), pictures, known).run()
+        manifest = {"settings": settings} | made
+        with replacing(folder / "manifest.json") as file:
             file.write(json.dumps(manifest, indent=2).encode())
     _refuse(manifest, config.bad_rows, folder)
     return manifest
 
 
-def examine(
-    conversation: Conversation, root: Path, config: DataConfig, renderer: Renderer, images: ImageSettings | None,
-    blobs: Path,
-) -> Prepared:  # fmt: skip
-    """Decode the pictures of a conversation, render it and hold it against max_length.
+class _Preparation:
+    """One pass over all sources."""
 
-    `blobs` is the folder for pictures that the row itself contains. Raises BadRow or TooLong.
-    """
-    try:
-        if conversation.images and images is None:
-            raise BadRow("image", "the row has a picture, and the model takes none")
-        files = [image if isinstance(image, bytes) else read_image(image, root) for image in conversation.images]
-        names = [image if isinstance(image, str) else "the picture in the row" for image in conversation.images]
-        pictures = [decode_image(file, name) for file, name in zip(files, names)]
-        grids = tuple(image_grid(*picture.size, images) for picture in pictures)
-        rendered = renderer.render(conversation.messages, grids)
-    except (ImageError, RenderError) as error:
-        raise BadRow(error.reason, error.detail) from error
-    ids, supervised, truncated = rendered.ids, rendered.supervised, False
-    if len(ids) > config.max_length:
-        last_image = max((end for _, end in rendered.image_spans), default=0)
-        if config.too_long != "truncate" or last_image > config.max_length:
-            raise TooLong(f"{len(ids)} tokens")
-        ids, supervised, truncated = ids[: config.max_length], supervised[: config.max_length], True
-        if not supervised[1:].any():
-            raise TooLong(f"{len(rendered.ids)} tokens, and nothing to learn in the first {config.max_length}")
-    if not supervised[1:].any():
-        raise BadRow("no_answer", "no token of the row would be learned")
-    hashes = tuple(map(image_hash, files))
-    if any(isinstance(image, bytes) for image in conversation.images):
-        blobs.mkdir(exist_ok=True)
-        for name, file in zip(hashes, files):
-            (blobs / name).write_bytes(file)
-        return Prepared(ids, supervised, hashes, str(blobs), hashes, grids, truncated)
-    paths = tuple(str(image) for image in conversation.images)
-    return Prepared(ids, supervised, paths, str(root), hashes, grids, truncated)
+    def __init__(self, config: DataConfig, setup: Setup, pictures: Pictures, known: dict[tuple[int, ...], str]) -> None:
+        self._config, self._setup, self._pictures = config, setup, pictures
+        self._folder = setup.folder
+        self._known = known  # stamp -> hash of files that were read before
+        self._sources = [*config.train, *config.heldout]
+        self._inputs: dict[str, dict[str, Any]] = {}
 
+    def run(self) -> dict[str, Any]:
+        """Everything but manifest.json, of which it returns most."""
+        self._setup = Setup(**vars(self._setup) | {"benchmarks": self._benchmarks()})
+        opened = [file for number in range(len(self._sources)) for file in self._open(number)]
+        todo = [(file, part) for file in opened for part in file.parts]
+        rows = sum(part.rows for _, part in todo)
+        with Pool(self._setup, cores()) as pool:
+            named = self._look(pool, todo, rows)
+            names = self._make(pool, todo, named, rows)
+        self._pictures.keep(set(itertools.chain.from_iterable(named)))
+        self._tidy(set(names))
+        return self._finish([(file, name) for (file, _), name in zip(todo, names)])
 
-@dataclass
-class _Counts:
-    """What became of the rows of one source."""
+    def _benchmarks(self) -> Benchmarks | None:
+        if not self._config.benchmarks:
+            return None
+        questions = []
+        for path in self._config.benchmarks:
+            source = SourceConfig(path=path)
+            for file in self._files(source):
+                parts = files.split(file, _PART_ROWS, self._folder / "unpacked")
+                layout = choose_layout(source, file, _first_values(parts))
+                questions += list(_questions(parts, layout))
+        return Benchmarks(questions)
 
-    path: str
-    split: str
-    rows: int = 0
-    kept: int = 0
-    truncated: int = 0
-    too_long: int = 0
-    quarantined: dict[str, int] = field(default_factory=dict)
+    def _files(self, source: SourceConfig) -> list[Path]:
+        found = files.find_files(source, self._folder / "unpacked")
+        for path in found:
+            self._note(path)
+            self._note(path.with_name(_INFO))  # decides a layout, even by not being there
+        return found
 
+    def _note(self, path: Path) -> None:
+        """Take down a file that decides something."""
+        stamp = _stamp(path)
+        sha256 = None if stamp is None else self._known.get(stamp) or files.digest(path)
+        self._inputs[str(path)] = {"path": str(path), "stamp": stamp, "sha256": sha256}
 
-class _Index:
-    """Writes the index of all sources."""
+    def _open(self, number: int) -> list[_File]:
+        """The files of a source, each with its layout, cut to the source's limit."""
+        source = self._sources[number]
+        prompts = read_prompts(source.prompts) if source.prompts else ()
+        if source.prompts:
+            self._note(Path(source.prompts))
+        left, opened = source.limit, []
+        for path in self._files(source):
+            parts = files.split(path, _PART_ROWS, self._folder / "unpacked")
+            if left is not None:
+                parts, left = _first_parts(parts, left)
+            if not parts:
+                break
+            layout = choose_layout(source, path, _first_values(parts))
+            log.info("%s: %s", path, layout.why)
+            how = Source(layout, source.system, prompts)
+            opened.append(_File(number, path, self._inputs[str(path)]["sha256"], tuple(parts), how))
+        if not opened:
+            raise InputError(f"data: {source.path} is empty")
+        return opened
 
-    def __init__(self, config: DataConfig, renderer: Renderer, images: ImageSettings | None, folder: Path) -> None:
-        self._config, self._renderer, self._images, self._folder = config, renderer, images, folder
-        self._seen: set[str] = set()
-        self._batch: list[dict[str, Any]] = []
-        self._totals: Counter[str] = Counter()
-        self._lengths: list[int] = []
+    def _look(self, pool: Pool, todo: list[tuple[_File, Part]], rows: int) -> list[set[Key]]:
+        """Decode each picture file that is new or changed; returns those that each part names."""
+        if self._setup.images is None:
+            return [set() for _ in todo]
+        named = []
+        with progress("read", rows) as advance:
+            tasks = ((part, file.how) for file, part in todo)
+            for (_, part), keys in zip(todo, pool.map(find_pictures, tasks, alone=rows <= _ALONE)):
+                named.append(keys)
+                advance(part.rows)
+        stale = self._pictures.stale(sorted(set(itertools.chain.from_iterable(named))))
+        if stale:
+            tasks = [stale[start : start + _PICTURES] for start in range(0, len(stale), _PICTURES)]
+            looks = itertools.chain.from_iterable(pool.map(look_at, tasks, alone=len(stale) <= _ALONE_PICTURES))
+            with progress("pictures", len(stale)) as advance:
+                for _ in self._pictures.add(looks):
+                    advance()
+        return named
 
-    def write(self, sources: list[tuple[SourceConfig, bool]], lines: int, seed: int) -> dict[str, Any]:
-        counts = []
-        ids: list[str] = []
-        heldout: list[bool] = []
-        with (
-            _replacing(self._folder / "index.arrow") as index,
-            _replacing(self._folder / "quarantine.jsonl") as quarantine,
-            pa.ipc.new_file(index, SCHEMA) as writer,
-            progress("prepare", lines) as advance,
-        ):
-            for source, is_heldout in sources:
-                count = _Counts(source.path, "heldout" if is_heldout else "train")
-                counts.append(count)
-                line = 0
-                for record in read_records(source):
-                    row = self._row(record, source, count, quarantine)
-                    if row is not None:
-                        ids.append(row["id"])
-                        heldout.append(is_heldout)
-                        self._batch.append(row)
-                    if len(self._batch) == _BATCH:
-                        self._flush(writer)
-                    advance(record.line - line)
-                    line = record.line
-            self._flush(writer)
-        chosen = np.array(heldout, dtype=bool)
-        if self._config.heldout_fraction:
-            chosen = _draw(ids, self._config.heldout_fraction, seed)
-        with _replacing(self._folder / "heldout.npy") as file:
-            np.save(file, chosen)
-        percentiles = np.percentile(self._lengths, (0, 25, 50, 75, 95, 99, 100)).tolist() if self._lengths else []
-        return {
-            "sources": [asdict(count) for count in counts],
-            "examples": {"train": int((~chosen).sum()), "heldout": int(chosen.sum())},
-            "tokens": self._totals["tokens"],
-            "supervised_tokens": self._totals["supervised_tokens"],
-            "images": self._totals["images"],
-            "image_patches": self._totals["image_patches"],
-            "length_percentiles": dict(zip(("min", "p25", "p50", "p75", "p95", "p99", "max"), percentiles)),
+    def _make(
+        self, pool: Pool, todo: list[tuple[_File, Part]], named: list[set[Key]], rows: int
+    ) -> list[str]:
+        """The names of all parts, those made that were not there."""
+        setup = self._setup
+        same = [
+            _VERSION, setup.renderer.fingerprint, repr(setup.images), self._config.max_length, self._config.too_long,
+            setup.benchmarks.fingerprint if setup.benchmarks else None,
+        ]  # fmt: skip
+        names, tasks = [], []
+        for (file, part), keys in zip(todo, named):
+            looks = {key: self._pictures[key] for key in keys}
+            decides = [
+                *same, file.sha256, repr(part), repr(file.how), setup.seed if file.how.prompts else None,
+                sorted((*key, look.sha256, look.reason, look.detail) for key, look in looks.items()),
+            ]  # fmt: skip
+            name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+            names.append(name)
+            if read_counts(self._folder / "parts" / f"{name}.arrow") is None:
+                tasks.append(Task(name, part, file.how, looks))
+        left = sum(task.part.rows for task in tasks)
+        with progress("prepare", rows, rows - left) as advance:
+            for task, _ in zip(tasks, pool.map(make, tasks, alone=left <= _ALONE)):
+                advance(task.part.rows)
+        return names
+
+    def _tidy(self, names: set[str]) -> None:
+        """Remove what an earlier state of the data left behind."""
+        for path in (self._folder / "parts").iterdir():
+            if path.stem not in names:
+                path.unlink()
+        for path in (self._folder / "unpacked").glob("*"):
+            path.unlink()
+
+    def _finish(self, parts: list[tuple[_File, str]]) -> dict[str, Any]:
+        folder = self._folder / "parts"
+        tables, counts, ids, sources = [], [], _Ids(), []
+        for number, (file, name) in enumerate(parts):
+            table = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
+            for own, row in zip(table["own_id"].to_pylist(), table["row"].to_pylist()):
+                ids.add(own, str(file.path), row)
+            sources.append(np.full(len(table), file.source))
+            place = [pa.array(np.full(len(table), number, np.int32)), pa.array(np.arange(len(table), dtype=np.int32))]
+            table = table.select(_SMALL).append_column("part", place[0]).append_column("at", place[1])
+            tables.append(table)
+            counts.append(read_counts(folder / f"{name}.arrow"))
+        table = pa.concat_tables(tables).combine_chunks()
+        ids = ids.names
+        heldout = self._heldout(table, ids, np.concatenate(sources))
+        same = repeats(table["content"].to_numpy())
+        index = table.select(["part", "at", "length", "supervised_tokens", "patches"])
+        index = index.append_column("id", pa.array(ids, pa.string())).append_column("heldout", pa.array(heldout))
+        with replacing(self._folder / "index.arrow") as out, pa.ipc.new_file(out, index.schema) as writer:
+            writer.write_table(index)
+        with replacing(self._folder / "quarantine.jsonl") as out:
+            for _, name in parts:
+                out.write((folder / f"{name}.jsonl").read_bytes())
+        again = np.flatnonzero(same != np.arange(len(same)))
+        _write_lines(self._folder / "duplicates.jsonl", ({"id": ids[n], "same_as": ids[same[n]]} for n in again))
+        overlap = table["overlap"].to_pylist() if self._config.benchmarks else []
+        hits = [{"id": id_, "question": hit} for id_, hit in zip(ids, overlap) if hit is not None]
+        _write_lines(self._folder / "overlap.jsonl", hits)
+        return self._summary(parts, counts, table, heldout, len(again), hits)
+
+    def _heldout(self, table: pa.Table, ids: list[str], sources: np.ndarray) -> np.ndarray:
+        """(n,) bool: measured, not learned from."""
+        if not self._config.heldout_fraction or not len(table):
+            return sources >= len(self._config.train)
+        keys = zip(table["question"].to_pylist(), table["image_hashes"].to_pylist())
+        return hold_out(
+            group([question, *hashes] for question, hashes in keys), ids, self._config.heldout_fraction,
+            self._setup.seed,
+        )  # fmt: skip
+
+    def _summary(
+        self, parts: list[tuple[_File, str]], counts: list[Counts], table: pa.Table, heldout: np.ndarray,
+        duplicates: int, overlap: list[dict[str, Any]],
+    ) -> dict[str, Any]:  # fmt: skip
+        total, sources = Counts(), []
+        for number, source in enumerate(self._sources):
+            count, mine = Counts(), []
+            for (file, _), of_part in zip(parts, counts):
+                if file.source == number:
+                    count.add(of_part)
+                    if file not in mine:
+                        mine.append(file)
+            total.add(count)
+            layouts = sorted({f"{file.how.layout.format}: {file.how.layout.why}" for file in mine})
+            split = "train" if number < len(self._config.train) else "heldout"
+            about = {"path": source.path, "split": split, "files": len(mine), "layouts": layouts}
+            sources.append(about | asdict(count))
+        lengths = table["length"].to_numpy()
+        decides = [[name for _, name in parts], [s.model_dump(mode="json") for s in self._sources]]
+        decides += [self._config.heldout_fraction, self._setup.seed if self._config.heldout_fraction else None]
+        manifest = {
+            "fingerprint": hashlib.sha256(json.dumps(decides).encode()).hexdigest(),
+            "parts": [{"name": name, "file": str(file.path), "source": file.source} for file, name in parts],
+            "sources": sources,
+            "examples": {"train": int((~heldout).sum()), "heldout": int(heldout.sum())},
+            "tokens": total.tokens,
+            "supervised_tokens": total.supervised_tokens,
+            "images": total.images,
+            "distinct_images": len(pc.unique(table["image_hashes"].combine_chunks().flatten())) if len(table) else 0,
+            "image_patches": total.image_patches,
+            "length_percentiles": {
+                name: float(np.percentile(lengths, at)) for name, at in _PERCENTILES.items() if len(lengths)
+            },
+            "duplicates": duplicates,
         }
+        if self._config.heldout:
+            manifest["heldout_shared"] = _shared(table, heldout)
+        if self._setup.benchmarks:
+            found = len({hit["question"] for hit in overlap})
+            manifest["overlap"] = {
+                "questions": len(self._setup.benchmarks), "shorter_than_13_words": self._setup.benchmarks.short,
+                "rows": len(overlap), "questions_found": found,
+            }  # fmt: skip
+        return manifest | {"inputs": list(self._inputs.values()), "files": _sizes(self._folder, parts)}
 
-    def _row(self, record: Record, source: SourceConfig, count: _Counts, quarantine: Any) -> dict[str, Any] | None:
-        """The index row of a record; None when it is quarantined or left out, which is counted."""
-        count.rows += 1
-        try:
-            conversation = parse(record, source)
-            root = Path(source.images) if source.images else Path(source.path).parent
-            blobs = self._folder / "images"
-            made = examine(conversation, root, self._config, self._renderer, self._images, blobs)
-        except BadRow as bad:
-            count.quarantined[bad.reason] = count.quarantined.get(bad.reason, 0) + 1
-            refused = {"file": source.path, "line": record.line, "row": record.row}
-            refused |= {"reason": bad.reason, "detail": bad.detail}
-            quarantine.write(json.dumps(refused, ensure_ascii=True).encode() + b"\n")
-            return None
-        except TooLong as error:
-            if self._config.too_long == "error":
-                raise InputError(
-                    f"{source.path}:{record.line}: {error}, more than data.max_length ({self._config.max_length}); "
-                    "raise it, or set data.too_long to drop or truncate"
-                ) from None
-            count.too_long += 1
-            return None
-        count.kept += 1
-        count.truncated += made.truncated
-        learned = int(made.supervised[1:].sum())  # the first token has nothing before it to be predicted from
-        self._lengths.append(len(made.ids))
-        self._totals += Counter(
-            tokens=len(made.ids),
-            supervised_tokens=learned,
-            images=len(made.images),
-            image_patches=sum(t * h * w for t, h, w in made.grids),
-        )
-        return {
-            "id": self._unique(conversation.id, source, record.row), "source": source.path, "file": source.path,
-            "line": record.line, "row": record.row, "ids": made.ids, "supervised": made.supervised,
-            "length": len(made.ids), "supervised_tokens": learned, "images": list(made.images),
-            "image_root": made.image_root, "image_hashes": list(made.image_hashes),
-            "grids": [list(grid) for grid in made.grids],
-        }  # fmt: skip
 
-    def _unique(self, own: str | None, source: SourceConfig, row: int) -> str:
-        """The row's own id where no other row has it, else one made of file and row."""
-        names = [own, f"{Path(source.path).stem}:{row}", f"{source.path}:{row}"]
-        more = (f"{source.path}:{row}#{number}" for number in range(2, len(self._seen) + 3))
-        name = next(name for name in (*names, *more) if name is not None and name not in self._seen)
+def _first_values(parts: list[Part]) -> list[dict[str, Any]]:
+    """The first few good records of a file."""
+    records = itertools.chain.from_iterable(map(files.read, parts))
+    values = (record.value for record in records if isinstance(record.value, dict))
+    return list(itertools.islice(values, _FIRST))
+
+
+def _first_parts(parts: list[Part], rows: int) -> tuple[list[Part], int]:
+    """The first so many rows of the parts, and how many are still missing."""
+    taken = []
+    for part in parts:
+        if rows == 0:
+            break
+        taken.append(replace(part, rows=min(rows, part.rows)))
+        rows -= taken[-1].rows
+    return taken, rows
+
+
+def _questions(parts: list[Part], layout: Layout) -> Iterator[tuple[str, str]]:
+    """Name and text of every question of a benchmark file, with or without an answer to it."""
+    for part in parts:
+        for record in files.read(part):
+            try:
+                conversation = parse(record.value, layout)
+            except BadRow:
+                continue
+            texts = [
+                piece["text"]
+                for message in conversation.messages if message["role"] == "user"
+                for piece in message["content"] if piece["type"] == "text"
+            ]  # fmt: skip
+            yield f"{part.path}:{conversation.id or record.row}", " ".join(texts)
+
+
+class _Ids:
+    """Each row's own id where no earlier row has it, else one made of file and row."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._seen: set[str] = set()
+
+    def add(self, own: str | None, file: str, row: int) -> None:
+        names = (own, f"{Path(file).stem}:{row}", f"{file}:{row}")
+        more = (f"{file}:{row}#{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain(names, more) if name is not None and name not in self._seen)
         self._seen.add(name)
-        return name
-
-    def _flush(self, writer: pa.ipc.RecordBatchFileWriter) -> None:
-        if self._batch:
-            writer.write_batch(pa.RecordBatch.from_pylist(self._batch, SCHEMA))
-            self._batch = []
+        self.names.append(name)
 
 
-def _draw(ids: list[str], fraction: float, seed: int) -> np.ndarray:
-    """(n,) bool: the share of rows whose hash of seed and id is least, wherever they stand in their file."""
-    keys = [hashlib.sha256(f"{seed}\0{id_}".encode()).digest() for id_ in ids]
-    chosen = np.zeros(len(ids), dtype=bool)
-    chosen[sorted(range(len(ids)), key=keys.__getitem__)[: round(len(ids) * fraction)]] = True
-    return chosen
+def _shared(table: pa.Table, heldout: np.ndarray) -> int:
+    """Held-out rows whose question or picture is learned from too."""
+    questions, hashes = table["question"].to_pylist(), table["image_hashes"].to_pylist()
+    learned: set[Any] = set()
+    for row in np.flatnonzero(~heldout):
+        learned.update([questions[row], *hashes[row]])
+    return sum(not learned.isdisjoint([questions[row], *hashes[row]]) for row in np.flatnonzero(heldout))
 
 
-def _content(source: SourceConfig) -> tuple[str, int]:
-    """Hash and number of lines of a source's file; raises InputError when there is none."""
-    next(read_records(source), None)  # its own checks of the path
-    digest, lines = hashlib.sha256(), 0
-    with Path(source.path).open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            lines += block.count(b"\n")
-    return digest.hexdigest(), lines
-
-
-def _fingerprint(
-    config: DataConfig, sources: list[tuple[SourceConfig, bool]], contents: list[tuple[str, int]],
-    renderer: Renderer, images: ImageSettings | None, seed: int,
-) -> str:  # fmt: skip
+def _settings(config: DataConfig, renderer: Renderer, images: ImageSettings | None, seed: int) -> str:
+    """A hash of all but the files that decides what the index holds."""
+    sources = [*config.train, *config.heldout]
     decides = {
         "version": _VERSION,
-        "settings": config.model_dump(mode="json", exclude=_NO_MATTER),
-        "sources": [
-            [source.model_dump(mode="json"), heldout, digest]
-            for (source, heldout), (digest, _) in zip(sources, contents)
-        ],
+        "data": config.model_dump(mode="json", exclude={"bad_rows", "workers", "pack"}),
         "renderer": renderer.fingerprint,
         "images": asdict(images) if images else None,
-        "seed": seed if config.heldout_fraction else None,
+        "seed": seed if config.heldout_fraction or any(source.prompts for source in sources) else None,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the files that make up the index; what is not there is not in it."""
-    return {path.name: path.stat().st_size for name in _FILES if (path := folder / name).is_file()}
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "settings" in manifest else None
+
+
+def _unchanged(manifest: dict[str, Any], config: DataConfig, folder: Path) -> bool:
+    """Whether the files that were read and those that were written are as they were, and no more have come."""
+    stamps = {read["path"]: read["stamp"] for read in manifest["inputs"]}
+    sources = [*config.train, *config.heldout, *(SourceConfig(path=path) for path in config.benchmarks)]
+    found = {str(path) for source in sources for path in files.find_files(source, folder / "unpacked")}
+    return (
+        found <= stamps.keys()
+        and all(_stamp(Path(path)) == (stamp and tuple(stamp)) for path, stamp in stamps.items())
+        and all(_size(folder / name) == size for name, size in manifest["files"].items())
+    )
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    return files.stamp(path) if path.is_file() else None
+
+
+def _sizes(folder: Path, parts: Iterable[tuple[Any, str]]) -> dict[str, int | None]:
+    """Bytes of the files that make up the index."""
+    names = [*_OUTPUTS, *(f"parts/{name}.arrow" for name in dict.fromkeys(name for _, name in parts))]
+    return {name: _size(folder / name) for name in names}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with replacing(path) as file:
+        for row in rows:
+            file.write(json.dumps(row).encode() + b"\n")
 
 
 def _refuse(manifest: dict[str, Any], bad_rows: float, folder: Path) -> None:
@@ -317,20 +456,6 @@ def _first_refused(quarantine: Path, file: str | None = None) -> list[str]:
     with quarantine.open(encoding="utf-8") as lines:
         refused = (row for row in map(json.loads, lines) if file in (None, row["file"]))
         return [
-            f"  {row['file']}:{row['line']}: {row['reason']}: {row['detail'][:_DETAIL]}"
+            f"  {row['file']}:{row['line'] or 'row ' + str(row['row'])}: {row['reason']}: {row['detail'][:_DETAIL]}"
             for row in itertools.islice(refused, _SHOWN)
         ]
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes its place when it is whole and on the disk; not at all after an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from dft_mm import dist
 from dft_mm.batch import Batch
-from dft_mm.config import Recipe
+from dft_mm.config import LossConfig, Recipe
 from dft_mm.data.collate import Collator
 from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageSettings
-from dft_mm.data.plan import Plan, heldout_micro_batches
+from dft_mm.data.plan import Load, Mixture, Plan, heldout_micro_batches
 from dft_mm.data.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import Processing
@@ -30,6 +30,8 @@ class RunData:
     heldout: Dataset | None
     plan: Plan
     collate: Collator
+    losses: tuple[LossConfig, ...]
+    """What the policies of batches number."""
     fingerprint: str
 
 
@@ -59,19 +61,27 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
     manifest = dist.on_main(lambda: prepare_data(recipe, processing))
     _, images = make_renderer(recipe, processing)
     folder = recipe.run_dir / "data"
-    train = Dataset(folder, "train", images)
+    losses = losses_of(recipe)
+    policies = [losses.index(source.loss or recipe.loss) for source in recipe.data.train]
+    train = Dataset(folder, "train", images, policies)
     heldout = Dataset(folder, "heldout", images)
     plan = Plan(
-        train.lengths,
-        seed=recipe.seed,
+        Mixture(train.sources, [source.weight for source in recipe.data.train], recipe.seed),
+        Load(train.lengths, train.patches * processing.family.patch_cost),
         batch_size=recipe.optim.batch_size,
         epochs=recipe.train.epochs,
         world_size=dist.world_size(),
         micro_tokens=recipe.train.micro_tokens,
+        pack=recipe.data.pack,
         max_steps=recipe.train.max_steps,
     )
     collate = Collator(processing.tokenizer.pad_token_id, processing.image_token_id, images)
-    return RunData(train, heldout if len(heldout) else None, plan, collate, manifest["fingerprint"])
+    return RunData(train, heldout if len(heldout) else None, plan, collate, losses, manifest["fingerprint"])
+
+
+def losses_of(recipe: Recipe) -> tuple[LossConfig, ...]:
+    """The recipe's loss, then those that sources have instead."""
+    return tuple(dict.fromkeys([recipe.loss, *(source.loss or recipe.loss for source in recipe.data.train)]))
 
 
 def train_batches(data: RunData, recipe: Recipe, first_step: int) -> "Waiting":
@@ -83,7 +93,7 @@ def train_batches(data: RunData, recipe: Recipe, first_step: int) -> "Waiting":
 
 def heldout_batches(data: RunData, recipe: Recipe) -> Iterator[Batch]:
     """This rank's share of one pass over the held-out rows."""
-    groups = heldout_micro_batches(data.heldout.lengths, dist.world_size(), recipe.train.micro_tokens)
+    groups = heldout_micro_batches(data.heldout.lengths, dist.world_size(), recipe.train.micro_tokens, recipe.data.pack)
     return iter(_loader(data.heldout, groups[dist.rank()], data.collate, workers=0))
 
 
@@ -104,11 +114,13 @@ def _loader(dataset: Dataset, sampler: Iterable[np.ndarray], collate: Collator, 
 
 
 class Waiting:
-    """An iterator that adds up how long it kept the training step waiting."""
+    """An iterator that adds up how long it kept the training step waiting, and what its batches lack."""
 
     def __init__(self, inner: Iterator[Batch]) -> None:
         self._inner = inner
         self.waited_s = 0.0
+        self.lost: list[str] = []
+        """Examples whose pictures were not there any more."""
 
     def __iter__(self) -> "Waiting":
         return self
@@ -116,6 +128,8 @@ class Waiting:
     def __next__(self) -> Batch:
         start = time.perf_counter()
         try:
-            return next(self._inner)
+            batch = next(self._inner)
         finally:
             self.waited_s += time.perf_counter() - start
+        self.lost += batch.lost
+        return batch

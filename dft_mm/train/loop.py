@@ -13,7 +13,7 @@ from torch import nn
 from dft_mm import dist
 from dft_mm.config import Recipe
 from dft_mm.dist import log
-from dft_mm.errors import Stopped
+from dft_mm.errors import InputError, Stopped
 from dft_mm.families import Family
 from dft_mm.model.freeze import freeze
 from dft_mm.model.load import Processing, load_model, load_processing, resolve
@@ -112,6 +112,7 @@ def _run_steps(
     first = status.step + 1
     metrics = MetricsFile(folder / "metrics.jsonl", status.step) if dist.is_main() else None
     batches = train_batches(data, recipe, first)
+    lost: set[str] = set()
     with stop_signals() as signalled, progress("train", plan.steps, status.step, dist.is_main()) as advance:
         for step in range(first, plan.steps + 1):
             start, batches.waited_s = time.perf_counter(), 0.0
@@ -126,13 +127,12 @@ def _run_steps(
                 itertools.islice(batches, count),
                 count,
                 int(data.train.supervised[indices].sum()),
-                recipe.loss,
+                data.losses,
                 end_id,
                 stop_wanted=bool(signalled) or step == stop_after,
             )
             status.step = step
-            seen = min(step * recipe.optim.batch_size, recipe.train.epochs * len(data.train))
-            line: dict[str, Any] = {"step": step, "epoch": seen / len(data.train)}
+            line: dict[str, Any] = {"step": step, "epoch": plan.epochs_done(step)}
             line |= sums.metrics() | {"lr": recipe.optim.lr * factor, "grad_norm": grad_norm, "examples": len(indices)}
             line |= plan.shape(step)
             line |= _cost(time.perf_counter() - start, batches.waited_s, line["tokens"], engine.device)
@@ -140,9 +140,19 @@ def _run_steps(
                 line |= heldout_pass(engine, heldout_batches(data, recipe), end_id)
             if metrics:
                 metrics.write(line)
+            if sums.lost:
+                lost |= {name for of_rank in dist.gather_objects(batches.lost) for name in of_rank}
+                log.warning("step %d: %d pictures lost, their rows not learned: %s", step, sums.lost, "; ".join(lost))
+            too_many = len(lost) > recipe.data.bad_rows * len(data.train)
             advance(note=f"loss {line['loss']:.4f}  ce {line['ce']:.4f}  p {line['p_mean']:.3f}")
-            if sums.stop or step % recipe.train.save_every == 0 or step == plan.steps:
+            if sums.stop or too_many or step % recipe.train.save_every == 0 or step == plan.steps:
                 checkpoint.save(engine, folder / "checkpoints", step, identity, recipe.train.keep)
+            if too_many:
+                raise InputError(
+                    f"step {step}: the pictures of {len(lost)} of {len(data.train)} examples are gone or changed since "
+                    f"the data was prepared, more than data.bad_rows ({recipe.data.bad_rows:g}) allows: "
+                    f"{'; '.join(sorted(lost)[:3])}. Step {step} is saved: put them back and start the run again"
+                )
             if sums.stop and step < plan.steps:
                 raise Stopped(f"stopped after step {step}; the same command goes on from there")
     if metrics:

@@ -2,8 +2,10 @@
 layer, so that DeepSpeed's hooks on it gather its weight, tied or untied, at every stage.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
@@ -18,15 +20,31 @@ class LossHead(nn.Linear):
     """An output layer that can also return the loss of its logits without holding them."""
 
     def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, loss: LossConfig | None = None
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        losses: Sequence[LossConfig] = (),
+        policy: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
-        """hidden (B, T, D), labels (B, T) → loss () and nll, weight, target (M,) of the M supervised tokens."""
+        """hidden (B, T, D), labels (B, T) → loss () and nll, weight, target (M,) of the M supervised tokens.
+
+        `policy` (B, T): number in `losses` of each position's loss; None: the first for all. With several, the M tokens
+        come loss by loss.
+        """
         if labels is None:
             return F.linear(hidden, self.weight, self.bias)
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
-        out = linear_token_loss(hidden[:, :-1][supervised], self.weight, targets[supervised], loss, bias=self.bias)
-        return out.loss, out.token_nll, out.token_weight, out.token_targets
+        hidden, targets = hidden[:, :-1][supervised], targets[supervised]
+        kinds = None if policy is None else policy[:, 1:][supervised]
+        outs = []
+        for number, loss in enumerate(losses if kinds is not None else losses[:1]):
+            rows = slice(None) if kinds is None else kinds == number
+            outs.append(linear_token_loss(hidden[rows], self.weight, targets[rows], loss, bias=self.bias))
+        total = torch.stack([out.loss for out in outs]).sum()
+        return total, *(
+            torch.cat([getattr(out, name) for out in outs]) for name in ("token_nll", "token_weight", "token_targets")
+        )
 
 
 class Trainable(nn.Module):
@@ -43,7 +61,11 @@ class Trainable(nn.Module):
         """The transformers model inside."""
         return self.model.base_model.model if isinstance(self.model, PeftModel) else self.model
 
-    def forward(self, labels: Tensor, loss: LossConfig, **inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """labels (B, T), `Batch.model_inputs` → the head's tuple; the loss is a float32 sum over supervised tokens."""
+    def forward(
+        self, labels: Tensor, losses: Sequence[LossConfig], policy: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """labels and policy (B, T), `Batch.model_inputs` → the head's tuple; the loss is a float32 sum over supervised
+        tokens.
+        """
         hidden = self.core.model(**inputs, use_cache=False).last_hidden_state
-        return self.core.lm_head(hidden, labels, loss)
+        return self.core.lm_head(hidden, labels, losses, policy)

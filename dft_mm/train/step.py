@@ -4,7 +4,7 @@ The loss is divided by the supervised tokens of the whole global batch, so no sp
 micro-batches changes the step: torch's own means of means would.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from dft_mm import dist
 from dft_mm.batch import Batch
 from dft_mm.config import LossConfig
+from dft_mm.dist import log
+from dft_mm.errors import InputError
 from dft_mm.train.telemetry import Sums
 
 
@@ -25,7 +27,7 @@ def train_step(
     micro_batches: Iterable[Batch],
     count: int,
     tokens: int,
-    loss: LossConfig,
+    losses: Sequence[LossConfig],
     end_id: int,
     stop_wanted: bool = False,
 ) -> tuple[Sums, float]:
@@ -34,7 +36,9 @@ def train_step(
     Args:
         engine: a DeepSpeedEngine around `Trainable`, with an accumulation of 1 in its config.
         micro_batches: this rank's share; every rank has the same number.
-        tokens: supervised tokens of the global batch, over all ranks.
+        tokens: supervised tokens of the global batch, over all ranks. Where pictures turn out to be lost, the update is
+            that of the tokens that are left.
+        losses: what the batches' `policy` numbers; the first is the one of batches without.
         end_id: the id that ends a turn, for telemetry.
         stop_wanted: this rank was asked to stop after the step.
 
@@ -50,7 +54,7 @@ def train_step(
     for number, batch in enumerate(micro_batches, start=1):
         engine.set_gradient_accumulation_boundary(number == count)
         batch = batch.to(device)
-        outputs = engine(batch.labels, loss, **batch.model_inputs)
+        outputs = engine(batch.labels, losses, batch.policy, **batch.model_inputs)
         sums.add(outputs, batch, end_id)
         # DeepSpeed averages over ranks; the product is a new tensor, which its hooks on outputs leave alone.
         engine.backward(outputs[0] * (dist.world_size() / tokens), scale_wrt_gas=False)
@@ -63,22 +67,40 @@ def train_step(
     if not sums.finite:
         ids = [id_ for batch, value in done if not value.isfinite() for id_ in batch.example_ids]
         raise NonFiniteError(f"the loss is not finite; examples: {_over_ranks(ids)}")
-    if sums.supervised_tokens != tokens:
+    if sums.supervised_tokens + sums.lost_tokens != tokens:
         raise RuntimeError(f"the plan counted {tokens} supervised tokens, the step {sums.supervised_tokens}")
-    norm = _plain_norm(engine)
+    if not sums.supervised_tokens:
+        raise InputError("no token of the step is left to learn from: the pictures of all its examples are lost")
+    left = sums.supervised_tokens / tokens
+    norm = _plain_norm(engine, left)
     if norm is None or norm.isfinite():
-        engine.step()
+        _step(engine, left)
     if (norm is not None and not norm.isfinite()) or not engine.was_step_applied():
         ids = [id_ for batch, _ in done for id_ in batch.example_ids]
         raise NonFiniteError(f"the gradient is not finite; the step's examples: {_over_ranks(ids)}")
     return sums, float(engine.get_global_grad_norm() if norm is None else norm)
 
 
-def _plain_norm(engine: Any) -> Tensor | None:
-    """The gradient norm where no ZeRO stage is on: there DeepSpeed neither reports nor checks it."""
+def _plain_norm(engine: Any, left: float) -> Tensor | None:
+    """The gradient norm where no ZeRO stage is on: there DeepSpeed neither reports nor checks it. Gradients are divided
+    by `left` there.
+    """
     if engine.zero_optimization_stage() > 0:
         return None
-    return torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    if left != 1.0:
+        torch._foreach_div_(gradients, left)
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _step(engine: Any, left: float) -> None:
+    """The update, of gradients divided by `left` under ZeRO: what DeepSpeed does for a loss that was scaled."""
+    scaled = left != 1.0 and engine.zero_optimization_stage() > 0
+    if scaled:
+        engine.optimizer.loss_scale = left
+    engine.step()
+    if scaled:
+        engine.optimizer.loss_scale = 1.0
 
 
 def _over_ranks(ids: list[str]) -> str:
@@ -93,7 +115,12 @@ def heldout_pass(engine: Any, micro_batches: Iterable[Batch], end_id: int) -> di
     sums = Sums.zeros(engine.device)
     for batch in micro_batches:
         batch = batch.to(engine.device)
-        sums.add(engine(batch.labels, LossConfig(name="sft"), **batch.model_inputs), batch, end_id)
+        sums.add(engine(batch.labels, [LossConfig(name="sft")], **batch.model_inputs), batch, end_id)
     engine.train()
-    measured = sums.over_ranks().metrics()
+    sums = sums.over_ranks()
+    if sums.lost:
+        log.warning("%d held-out rows are not measured: their pictures are gone or changed", sums.lost)
+    if not sums.supervised_tokens:
+        return {}
+    measured = sums.metrics()
     return {"heldout_ce": measured["ce"], "heldout_p_hist": measured["p_hist"]}

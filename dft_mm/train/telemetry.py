@@ -18,12 +18,13 @@ class Sums:
     values: Tensor
     """(6,) float64: loss, nll, weight, p, p of turn-end tokens, ranks that were asked to stop."""
     counts: Tensor
-    """(P_BINS + 3,) int64: histogram of p over [0, 1]; turn-end tokens, supervised tokens, real tokens."""
+    """(P_BINS + 5,) int64: histogram of p over [0, 1]; turn-end tokens, supervised tokens, real tokens, examples whose
+    picture was lost, supervised tokens of these."""
 
     @classmethod
     def zeros(cls, device: torch.device) -> "Sums":
         values = torch.zeros(6, dtype=torch.float64, device=device)
-        return cls(values, torch.zeros(P_BINS + 3, dtype=torch.int64, device=device))
+        return cls(values, torch.zeros(P_BINS + 5, dtype=torch.int64, device=device))
 
     def add(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], batch: Batch, end_id: int) -> None:
         """outputs: loss (), nll, weight, target (M,) of one micro-batch, as the module returns them."""
@@ -40,6 +41,8 @@ class Sums:
         self.counts[P_BINS] += is_end.sum()
         self.counts[P_BINS + 1] += targets.numel()
         self.counts[P_BINS + 2] += batch.tokens
+        self.counts[P_BINS + 3] += len(batch.lost)
+        self.counts[P_BINS + 4] += batch.lost_tokens
 
     def ask_to_stop(self) -> None:
         """Add this rank's wish to stop, so that the sum over ranks is one joint decision."""
@@ -61,10 +64,18 @@ class Sums:
     def supervised_tokens(self) -> int:
         return int(self.counts[P_BINS + 1])
 
+    @property
+    def lost(self) -> int:
+        return int(self.counts[P_BINS + 3])
+
+    @property
+    def lost_tokens(self) -> int:
+        return int(self.counts[P_BINS + 4])
+
     def metrics(self) -> dict[str, float | int | list[int]]:
         """Keys of metrics.jsonl; what was not measured is left out."""
         loss, nll, weight, p, end_p, _ = self.values.tolist()
-        *hist, ends, supervised, tokens = self.counts.tolist()
+        *hist, ends, supervised, tokens, lost, _ = self.counts.tolist()
         measured: dict[str, float | int | list[int]] = {
             "loss": loss / supervised,
             "ce": nll / supervised,
@@ -74,6 +85,8 @@ class Sums:
             "weight_mean": weight / supervised,
             "p_hist": hist,
         }
+        if lost:
+            measured["lost_images"] = lost
         if ends:
             measured["eos_p"] = end_p / ends
         return measured

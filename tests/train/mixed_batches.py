@@ -1,4 +1,5 @@
-"""Ten steps of mixed image and text examples for a tiny Qwen2.5-VL, split over two ranks in the awkward ways.
+"""Ten steps of mixed image and text examples for a tiny Qwen2.5-VL, split over two ranks in the awkward ways: some
+learned by SFT among the others' DFT, and some whose picture was lost.
 
 Shared by the worker that DeepSpeed starts and by the test that computes the same steps with plain torch.
 """
@@ -7,10 +8,12 @@ import torch
 from tiny_models import IMAGE_ID, tiny_vl
 
 from dft_mm.batch import Example
+from dft_mm.config import LossConfig
 from dft_mm.data.images import ImageSettings
 
 PAD_ID, END_ID, STEPS = 0, 1, 10
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+LOSSES = (LossConfig(name="dft"), LossConfig(name="sft"))
 IMAGES = ImageSettings(14, 2, 2, MEAN, STD, 3136, 100352)
 
 
@@ -19,18 +22,19 @@ def mixed_model(tied):
     return tiny_vl(tied, initializer_range=0.2)
 
 
-def example(generator, name, length, supervised, picture):
+def example(generator, name, length, supervised, picture, policy=0, lost=False):
     """`supervised` of the last tokens are learned; a picture of 4 x 6 patches makes 6 tokens after the first."""
     ids = torch.randint(2, 490, (length,), generator=generator)
     mask = torch.zeros(length, dtype=torch.bool)
-    mask[length - supervised :] = True
+    mask[length - supervised :] = not lost
     patches = grid = None
     if picture:
         ids = torch.cat([torch.tensor([5, 502]), torch.full((6,), IMAGE_ID), torch.tensor([503]), ids])
         mask = torch.cat([torch.zeros(9, dtype=torch.bool), mask])
         patches = torch.randint(256, (24, 588), dtype=torch.uint8, generator=generator)
         grid = torch.tensor([[1, 4, 6]])
-    return Example(name, "test", ids, mask, patches, grid)
+    gone = ("gone", supervised) if lost else (None, 0)
+    return Example(name, "test", ids, mask, patches, grid, policy, *gone)
 
 
 def pixel_values(patches):
@@ -45,11 +49,11 @@ def steps():
     made = []
     for step in range(STEPS):
 
-        def new(kind, length, supervised, picture, step=step):
-            return example(generator, f"{step}-{kind}", length, supervised, picture)
+        def new(kind, length, supervised, picture, step=step, **more):
+            return example(generator, f"{step}-{kind}", length, supervised, picture, **more)
 
-        rank0 = [[new("a", 14, 3, True), new("b", 9, 5, False)], [new("c", 21, 11, True)]]
-        rank1 = [[new("d", 17, 1, False), new("e", 30, 21, False)], []]
+        rank0 = [[new("a", 14, 3, True), new("b", 9, 5, False, policy=1)], [new("c", 21, 11, True, lost=step % 3 == 2)]]
+        rank1 = [[new("d", 17, 1, False), new("e", 30, 21, False, policy=step % 4 // 2)], []]
         if step % 2:
             rank1[1] = [new("f", 12, 0, False)]  # real tokens, none of them supervised
         made.append([rank0, rank1])

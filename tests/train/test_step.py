@@ -1,16 +1,19 @@
 """One step with a stand-in for the engine: what is counted, and what stops before the update."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from dft_mm.batch import IGNORE_INDEX, Batch
 from dft_mm.config import LossConfig
+from dft_mm.errors import InputError
 from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
 from dft_mm.train.telemetry import P_BINS
 
 END = 1
-DFT = LossConfig(name="dft")
+DFT = [LossConfig(name="dft")]
 
 
 class Model(nn.Module):
@@ -20,7 +23,8 @@ class Model(nn.Module):
         super().__init__()
         self.p = nn.Parameter(torch.tensor(values))
 
-    def forward(self, labels, loss, **inputs):
+    def forward(self, labels, losses, policy=None, **inputs):
+        loss = losses[0]
         targets = labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
         nll = -self.p[targets].log()
         weight = torch.ones_like(nll) if loss.name == "sft" else (-nll).exp().detach()
@@ -94,7 +98,7 @@ def test_a_metric_that_was_not_measured_is_absent():
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_its_examples():
     engine = Engine(Model((0.5, 0.5, 0.0, 0.5)))
     with pytest.raises(NonFiniteError, match=r"examples: bad$"):
-        train_step(engine, [batch("good", 0), batch("bad", 2), batch("fine", 1)], 3, 3, LossConfig(name="sft"), END)
+        train_step(engine, [batch("good", 0), batch("bad", 2), batch("fine", 1)], 3, 3, [LossConfig(name="sft")], END)
     assert engine.updates == 0
 
 
@@ -109,6 +113,22 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
 def test_a_plan_that_counted_otherwise_is_a_bug_that_is_told():
     with pytest.raises(RuntimeError, match="plan counted 7 supervised tokens, the step 2"):
         train_step(Engine(Model()), [batch("a", 0, 1)], 1, 7, DFT, END)
+
+
+def test_lost_tokens_are_left_out_of_the_update_as_if_they_were_never_planned():
+    lost = dataclasses.replace(batch("b"), lost=("b: gone",), lost_tokens=3)
+    engine, reference = Engine(Model()), Engine(Model())
+    sums, norm = train_step(engine, [batch("a", 0, 1), lost], 2, 5, DFT, END)
+    _, expected = train_step(reference, [batch("a", 0, 1)], 1, 2, DFT, END)
+    torch.testing.assert_close(engine.module.p.grad, reference.module.p.grad)
+    assert norm == pytest.approx(expected)
+    assert (sums.metrics()["lost_images"], sums.metrics()["supervised_tokens"]) == (1, 2)
+
+
+def test_a_step_that_lost_all_its_pictures_says_so():
+    lost = dataclasses.replace(batch("b"), lost=("b: gone",), lost_tokens=3)
+    with pytest.raises(InputError, match="the pictures of all its examples are lost"):
+        train_step(Engine(Model()), [lost], 1, 3, DFT, END)
 
 
 def test_a_wish_to_stop_travels_with_the_sums():

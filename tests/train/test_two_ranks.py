@@ -42,7 +42,8 @@ def plain_torch(tied, optimizer_name):
             }  # fmt: skip
             log_p = F.log_softmax(model(input_ids=e.ids[None], **pictures).logits[0, :-1], -1)
             picked = log_p.gather(1, e.ids[1:, None])[:, 0][e.supervised[1:]]
-            total = total - (picked.exp().detach() * picked).sum()
+            weight = picked.exp().detach() if e.policy == 0 else 1.0
+            total = total - (weight * picked).sum()
             tokens += len(picked)
         optimizer.zero_grad()
         (total / tokens).backward()
@@ -84,8 +85,10 @@ def test_adamw_at_the_recipes_rate_takes_the_same_steps_too(results, run, tied):
 def test_metrics_are_those_of_one_process(results, run):
     for mine, theirs in zip(results[f"{run}-tied-sgd"]["metrics"], results["world1-stage0-tied-sgd"]["metrics"]):
         assert mine["tokens"] == theirs["tokens"]
+        assert mine.get("lost_images") == theirs.get("lost_images")
         assert mine["supervised_tokens"] == theirs["supervised_tokens"]
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert mine["ce"] == pytest.approx(theirs["ce"], rel=1e-5)
         assert sum(mine["p_hist"]) == mine["supervised_tokens"]
-    assert len(results[f"{run}-tied-sgd"]["metrics"]) == STEPS
+    lines = results[f"{run}-tied-sgd"]["metrics"]
+    assert [line.get("lost_images") for line in lines] == [1 if step % 3 == 2 else None for step in range(STEPS)]

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from mixed_batches import END_ID, IMAGES, PAD_ID, mixed_model, steps
+from mixed_batches import END_ID, IMAGES, LOSSES, PAD_ID, mixed_model, steps
 from tiny_models import IMAGE_ID
 
 from dft_mm import dist
-from dft_mm.config import LossConfig
 from dft_mm.data.collate import Collator
 from dft_mm.model.export import gather_state
 from dft_mm.train.module import Trainable
@@ -37,9 +36,10 @@ def run(stage, tied, optimizer_name):
             mine = [[e for micro_batches in ranks for micro in micro_batches for e in micro]]
         else:
             mine = ranks[dist.rank()]
-        tokens = sum(int(e.supervised[1:].sum()) for micro_batches in ranks for micro in micro_batches for e in micro)
+        every = [e for micro_batches in ranks for micro in micro_batches for e in micro]
+        tokens = sum(int(e.supervised[1:].sum()) + e.lost_tokens for e in every)  # as the plan counts them
         batches = [collate(micro) for micro in mine]
-        sums, norm = train_step(engine, batches, len(batches), tokens, LossConfig(name="dft"), END_ID)
+        sums, norm = train_step(engine, batches, len(batches), tokens, LOSSES, END_ID)
         lines.append({**sums.metrics(), "grad_norm": norm})
     state = gather_state(module.model, dist.is_main())
     return {"state": state, "metrics": lines}
