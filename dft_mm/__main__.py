@@ -36,11 +36,17 @@ def prepare(arguments: argparse.Namespace) -> None:
 def inspect(arguments: argparse.Namespace) -> None:
     from dft_mm.config import load_recipe
     from dft_mm.dist import setup_logging
-    from dft_mm.study.inspect import print_json, print_rows
+    from dft_mm.study.inspect import print_json, print_rows, write_html
 
     setup_logging()
-    show = print_json if arguments.json else print_rows
-    show(load_recipe(arguments.recipe, arguments.overrides), arguments.rows)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.html:
+        _make_folder(arguments.html.parent)
+        write_html(recipe, arguments.html, arguments.rows, arguments.row)
+        print(f"wrote {arguments.html}")
+    else:
+        show = print_json if arguments.json else print_rows
+        show(recipe, arguments.rows, arguments.row)
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -141,8 +147,10 @@ def parser() -> argparse.ArgumentParser:
         "dft-mm inspect scripts/recipes/tiny_vl_cpu.yaml --rows 3",
     )  # fmt: skip
     add_recipe(verb)
-    verb.add_argument("--rows", type=_positive, help="how many (default: 5; all with --json)")
+    verb.add_argument("--rows", type=_positive, help="how many (default: 5; 50 with --html, all with --json)")
+    verb.add_argument("--row", metavar="ID", help="the one with this id")
     verb.add_argument("--json", action="store_true", help="one JSON object a line, with all ids")
+    verb.add_argument("--html", type=Path, metavar="FILE", help="one page with the pictures, which opens offline")
     verb = add(
         "export", export, "write a checkpoint as a Hugging Face folder",
         "dft-mm export runs/tiny_vl_cpu --out exported",

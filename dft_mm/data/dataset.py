@@ -17,7 +17,7 @@ from dft_mm.data.images import (
 
 
 class Dataset:
-    """One split, in file order; its pictures are decoded when an example is taken.
+    """One split, or all rows, in file order; its pictures are decoded when an example is taken.
 
     Args:
         folder: what `prepare` wrote.
@@ -31,11 +31,13 @@ class Dataset:
     """(n,) int64 tokens of each that the loss counts."""
     patches: np.ndarray
     """(n,) int64 picture patches of each."""
+    heldout: np.ndarray
+    """(n,) bool: measured, not learned from."""
     sources: np.ndarray
     """(n,) int64 number of each one's source in the recipe, those to learn from first."""
 
     def __init__(
-        self, folder: Path, split: Literal["train", "heldout"], images: ImageSettings | None,
+        self, folder: Path, split: Literal["train", "heldout", "all"], images: ImageSettings | None,
         policies: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._arguments = folder, split, images, policies
@@ -46,7 +48,9 @@ class Dataset:
         self._files = manifest["parts"]
         self._paths = [source["path"] for source in manifest["sources"]]
         index = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow"))).read_all()
-        chosen = np.flatnonzero(index["heldout"].to_numpy() == (split == "heldout"))
+        heldout = index["heldout"].to_numpy()
+        chosen = np.flatnonzero((heldout == (split == "heldout")) | (split == "all"))
+        self.heldout = heldout[chosen]
         self._ids, self._rows = index["id"], chosen
         self._part, self._at = (index[name].to_numpy()[chosen] for name in ("part", "at"))
         self.lengths, self.supervised, self.patches = (
@@ -79,6 +83,12 @@ class Dataset:
 
     def id(self, index: int) -> str:
         return self._ids[int(self._rows[index])].as_py()
+
+    def find(self, id_: str) -> int | None:
+        """The index of the example with this id."""
+        row = self._ids.index(id_).as_py()
+        at = np.flatnonzero(self._rows == row)
+        return int(at[0]) if len(at) else None
 
     def __getitem__(self, index: int) -> Example:
         """An example whose picture is gone or another keeps its place: its picture is blank, and it is not learned."""
