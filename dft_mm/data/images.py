@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 from transformers.image_transforms import normalize, rescale
 from transformers.image_utils import ChannelDimension
@@ -35,6 +35,8 @@ _FIXED = {
     "rescale_factor": _RESCALE,
 }  # fmt: skip
 _GRAY = 128
+_GRAY_STEP = {"L;2": 85, "L;4": 17}
+"""Brightness of one step of gray in pictures of 4 and 16 levels."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _UPRIGHT = {
@@ -169,7 +171,9 @@ def load_image(source: str | Path | bytes, root: Path) -> Image.Image:
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The same for the bytes of a picture file; `name` is what an error calls it."""
     with _opened(data, name) as image:
+        stored = image.tile[0].args if image.format == "PNG" and image.tile else None  # not known after decoding
         image.load()
+        _mend_transparency(image, stored, name)
         return _rgb(_upright(image), name)
 
 
@@ -251,14 +255,34 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
+def _mend_transparency(image: Image.Image, stored: Any, name: str) -> None:
+    """A PNG tells its transparent colour in the depth that it is `stored` in; Pillow holds it against whole bytes."""
+    key = image.info.get("transparency")
+    if stored in _GRAY_STEP and isinstance(key, int):
+        image.info["transparency"] = key * _GRAY_STEP[stored] & 255
+    if stored == "RGB;16B" and key is not None:
+        del image.info["transparency"]
+        if (np.asarray(image) == [value >> 8 for value in key]).all(-1).any():
+            raise ImageError("transparency", f"{name}: its transparent colour is told in 16 bits, of which 8 are read")
+
+
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_gray(image, name)
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _lab_to_srgb())
     if not image.has_transparency_data:
         return image.convert("RGB")
     picture = image.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")
+
+
+@functools.cache
+def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    """Without the table that littleCMS would look colours up in: it is wrong by up to 9 of 255."""
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB", flags=ImageCms.Flags.NOOPTIMIZE)
 
 
 def _from_deep_gray(image: Image.Image, name: str) -> Image.Image:

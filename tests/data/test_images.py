@@ -1,11 +1,19 @@
 """Oracles: pixel values worked out by hand, and transformers' own image processor called directly."""
 
+import ast
 import contextlib
+import importlib.util
 import json
+import math
 import os
 import pickle
 import socket
+import struct
 import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import pytest
@@ -14,7 +22,17 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from dft_mm.batch import normalise
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, pixel_table, to_patches
+from dft_mm.data.images import (
+    ImageError,
+    ImageSettings,
+    blank_patches,
+    decode_image,
+    image_grid,
+    image_size,
+    load_image,
+    pixel_table,
+    to_patches,
+)
 from dft_mm.errors import InputError
 from dft_mm.model.builtin import IMAGE_PROCESSOR
 
@@ -24,39 +42,6 @@ CONFIG = {
 }  # fmt: skip
 SETTINGS = ImageSettings.of(CONFIG, 3136, 100352)
 WHITE = (255, 255, 255)
-
-# What each awkward picture becomes: its size when it stands upright, or the reason why it is refused.
-AWKWARD = {
-    "1_trns.png": (64, 64),
-    "apng_mode_16bit.png": (128, 64),
-    "avif_transparency.avif": (64, 64),
-    "broken.png": "broken_image",
-    "broken_data_stream.png": "broken_image",
-    "chi.gif": (320, 240),
-    "decompression_bomb.gif": "too_many_pixels",
-    "exif_imagemagick_orientation.png": (512, 512),
-    "frozenpond.mpo": (640, 480),
-    "high_ascii_chars.png": (750, 30),
-    "hopper.Lab.tif": (128, 128),
-    "hopper_bad_exif.jpg": (500, 500),
-    "hopper_orientation_6.jpg": (128, 128),
-    "hopper_orientation_8.webp": (128, 128),
-    "i_trns.png": (64, 64),
-    "iss634.webp": (245, 245),
-    "itxt_chunks.png": (2400, 2000),
-    "jfif_unit_cm.jpg": (1, 1),
-    "mathvision_1504_wide.jpg": (1638, 134),
-    "mathvision_2935_tall.jpg": (2520, 8526),
-    "orientation_rectangle.jpg": (1, 2),
-    "p_trns_single.png": (64, 64),
-    "pil123p.png": (162, 150),
-    "pil_sample_cmyk.jpg": (100, 100),
-    "rgb_trns.png": (64, 64),
-    "tRNS_null_1x1.png": (1, 1),
-    "tga_common_200x32_la.png": (200, 32),
-    "wemath_103-2_jpeg_named.png": (426, 308),
-    "wemath_304-1.png": (2874, 1021),
-}
 
 
 def outcome(source, root):
@@ -79,24 +64,6 @@ def pixels(folder, picture, name="a.png", **options):
 
 def pixel_values(patches, settings=SETTINGS):
     return normalise(patches, pixel_table(settings), settings.temporal_patch_size)
-
-
-def test_every_awkward_picture_has_its_stated_outcome(shared):
-    folder = shared / "data/awkward_images"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = {path.name: outcome(path.name, folder) for path in folder.iterdir() if path.suffix != ".md"}
-    assert found == AWKWARD
-
-
-@pytest.mark.parametrize("name", ["hopper_orientation_6.jpg", "hopper_orientation_8.webp", "hopper.Lab.tif"])
-def test_the_same_portrait_looks_the_same_in_every_disguise(shared, name):
-    """Three files of one portrait: turned by EXIF two ways, and in another colour space."""
-    folder = shared / "data/awkward_images"
-    one = np.asarray(load_image("hopper_orientation_6.jpg", folder), dtype=float)
-    other = np.asarray(load_image(name, folder), dtype=float)
-    assert np.abs(one - other).mean() < 12
-    assert np.abs(one - other[::-1]).mean() > 30
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -147,6 +114,36 @@ def test_transparent_colours_of_palettes_and_keys_lie_on_white(tmp_path):
     assert pixels(tmp_path, deep, transparency=2570).tolist() == [[list(WHITE), [20, 20, 20]]]
 
 
+def png(width, height, depth, colour, data, *chunks, late=()):
+    """The bytes of a PNG from its parts; `data` is one row after another, `late` chunks stand after the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    rows = [b"\0" + data[start : start + len(data) // height] for start in range(0, len(data), len(data) // height)]
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"".join(rows))), *late, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "packed", "expected"),
+    [(1, 0b01_000000, [0, 255]), (2, 0b01_10_0000, [255, 170]), (4, 0x1A, [255, 170])],
+)
+def test_a_transparent_gray_is_told_in_the_depth_of_the_file(depth, packed, expected):
+    """The transparent step is number 1: of two levels that is white, of four 85, of sixteen 17."""
+    data = png(2, 1, depth, 0, bytes([packed]), (b"tRNS", b"\0\x01"))
+    assert np.asarray(decode_image(data, "a.png"))[0, :, 0].tolist() == expected
+
+
+def test_a_transparent_colour_of_16_bits_is_refused_where_it_could_be_meant(tmp_path):
+    colours = struct.pack(">6H", 1000, 2000, 3000, 1001, 2000, 3000)  # one of them transparent, in 8 bits the same
+    assert outcome(png(2, 1, 16, 2, colours, (b"tRNS", struct.pack(">3H", 1000, 2000, 3000))), tmp_path) == (
+        "transparency"
+    )
+    absent = png(2, 1, 16, 2, colours, (b"tRNS", struct.pack(">3H", 1000, 2000, 60000)))
+    assert (np.asarray(decode_image(absent, "a.png")) == (3, 7, 11)).all()
+
+
 def test_gray_without_a_known_scale_is_refused(tmp_path):
     for mode, value in (("F", 0.5), ("I", 70000), ("I", -1)):
         save(tmp_path, Image.new(mode, (2, 2), value), "a.tif")
@@ -191,6 +188,75 @@ def test_random_bytes_in_a_picture_never_raise_anything_else(tmp_path):
                 assert load_image(bytes(broken), tmp_path).mode == "RGB"
 
 
+ROUND = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "TGA", "PPM", "ICO", "JPEG2000"]
+
+
+def encoded(kind, rng, orientation=None):
+    """A picture of 33 x 20 pixels of noise as a file of this kind."""
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    target = BytesIO()
+    options = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+    Image.fromarray(rng.integers(0, 256, (20, 33, 3), dtype=np.uint8)).save(target, kind, **options)
+    return target.getvalue()
+
+
+def size_or_reason(function, data):
+    try:
+        found = function(data, "a picture")
+    except ImageError as error:
+        return error.reason
+    return found if isinstance(found, tuple) else found.size
+
+
+def test_the_size_in_the_header_is_that_of_the_upright_picture():
+    rng = np.random.default_rng(3)
+    for kind in ROUND:
+        turning = range(1, 9) if kind in ("PNG", "JPEG", "WEBP", "TIFF") else [None]
+        for orientation in turning:
+            data = encoded(kind, rng, orientation)
+            expected = (20, 33) if (orientation or 1) > 4 else (33, 20)
+            if kind == "ICO":  # written at the usual sizes of icons only
+                expected = (16, 10)
+            assert decode_image(data, "a").size == image_size(data, "a") == expected, (kind, orientation)
+
+
+def test_a_png_may_tell_its_orientation_after_its_pixels():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    late = png(3, 1, 8, 0, b"abc", late=[(b"eXIf", exif.tobytes()[6:])])
+    assert decode_image(late, "a").size == image_size(late, "a") == (1, 3)
+
+
+def test_a_size_takes_no_pixel(monkeypatch):
+    rng = np.random.default_rng(4)
+    files = [encoded(kind, rng, 6) for kind in ROUND if kind != "ICO"]
+    files.append(png(3, 1, 8, 0, b"abc", late=[(b"tEXt", b"Comment\0hello")]))
+
+    def refuse(*_):
+        raise AssertionError("decoded")
+
+    for kind in (Image.Image, ImageFile.ImageFile):
+        monkeypatch.setattr(kind, "load", refuse)
+    assert all(isinstance(image_size(data, "a"), tuple) for data in files)
+
+
+def test_a_header_never_says_another_size_than_the_picture_has():
+    """Of damaged files too; and what can be decoded is never refused for its header."""
+    rng = np.random.default_rng(5)
+    files = [encoded(kind, rng, orientation) for kind in ROUND for orientation in (None, 6)]
+    both = 0
+    for turn in range(800):
+        data = bytearray(files[turn % len(files)])
+        for place in rng.integers(0, min(len(data), 60 if turn % 3 else 10**6), 2):
+            data[place] = rng.integers(256)
+        told, found = (size_or_reason(function, bytes(data)) for function in (image_size, decode_image))
+        assert told == found or (isinstance(told, tuple) and isinstance(found, str)), (turn, told, found)
+        both += isinstance(found, tuple)
+    assert both > 200
+
+
 def test_a_file_that_runs_a_program_is_no_picture(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **more: started.append(given))
@@ -200,6 +266,7 @@ def test_a_file_that_runs_a_program_is_no_picture(tmp_path, monkeypatch):
 
 
 def test_size_is_checked_before_decoding_whatever_others_set(tmp_path, monkeypatch):
+    assert size_or_reason(image_size, png(20000, 20000, 8, 0, bytes(20000))) == "too_many_pixels"
     bomb = b"GIF89a" + bytes.fromhex("ffff ffff 80 00 00 000000ffffff 2c 0000 0000 ffff ffff 00 02 02 4401 00 3b")
     assert outcome(bomb, tmp_path) == "too_many_pixels"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -283,13 +350,109 @@ def test_patches_are_the_normalised_pixels_in_the_documented_order():
     assert np.allclose(values[:, 1], expected, atol=1e-5)
 
 
-def test_grids_keep_to_the_limits_for_every_size():
-    rng = np.random.default_rng(2)
-    for width, height in rng.integers(1, 3000, (500, 2)).tolist():
+def test_every_byte_becomes_what_the_processor_of_transformers_makes_of_it():
+    """All 256 values of all channels, through the processor itself: no pixel can differ."""
+    array = np.arange(256, dtype=np.uint8).repeat(28 * 28).reshape(16 * 28, 16 * 28, 1).repeat(3, -1)
+    array = array.reshape(256, 28, 28, 3).reshape(16, 16, 28, 28, 3).transpose(0, 2, 1, 3, 4).reshape(448, 448, 3)
+    oracle = Qwen2VLImageProcessorPil(**(CONFIG | {"max_pixels": 448 * 448}))
+    values = oracle(images=[Image.fromarray(array)], return_tensors="np")["pixel_values"].reshape(256, 4, 3, 2 * 196)
+    assert (values == values[:, :1, :, :1]).all()
+    table = pixel_table(SETTINGS)
+    assert (table.dtype, table.shape) == (torch.float32, (3, 256))
+    assert np.array_equal(table.numpy(), values[:, 0, :, 0].T)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_picture_is_repeated_to_fill_the_frames_of_its_patches(frames):
+    patches = torch.tensor([[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], dtype=torch.uint8)  # 2 pixels a channel
+    table = torch.arange(256.0) + torch.tensor([[0.0], [1000.0], [2000.0]])
+    values = normalise(patches, table, frames).tolist()
+    assert values[0] == [0.0, 1.0] * frames + [1002.0, 1003.0] * frames + [2004.0, 2005.0] * frames
+    assert values[1] == [6.0, 7.0] * frames + [1008.0, 1009.0] * frames + [2010.0, 2011.0] * frames
+    assert normalise(patches[:0], table, frames).shape == (0, 6 * frames)
+
+
+def _targets(node):
+    return node.targets if isinstance(node, ast.Assign) else []
+
+
+def qwen_vl_utils_resize():
+    """The function of qwen-vl-utils from its source: the module itself wants torchvision."""
+    folder = Path(importlib.util.find_spec("qwen_vl_utils").origin).parent
+    tree = ast.parse((folder / "vision_process.py").read_text(encoding="utf-8"))
+    wanted = {"MAX_RATIO", "IMAGE_MIN_TOKEN_NUM", "IMAGE_MAX_TOKEN_NUM"}
+    wanted |= {"round_by_factor", "ceil_by_factor", "floor_by_factor", "smart_resize"}
+    tree.body = [node for node in tree.body if wanted & {getattr(node, "name", ""), *map(ast.unparse, _targets(node))}]
+    names = {"math": math, "Optional": Optional, "Tuple": tuple}
+    exec(compile(tree, "vision_process.py", "exec"), names)
+    return names["smart_resize"]
+
+
+LIMITS = [(3136, 100352), (3136, 12845056), (784, 12544), (784, 50176), (200704, 1003520), (1003520, 1003520)]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_grids_are_those_of_transformers_and_qwen_vl_utils(limits):
+    """2,000 sizes for each pair of limits. Of strips thinner than 15 pixels, and of those that would get no pixels at
+    all, qwen-vl-utils thinks otherwise; the processor, which has the last word with vLLM and transformers, decides."""
+    rng, other, compared = np.random.default_rng(limits), qwen_vl_utils_resize(), 0
+    oracle = Qwen2VLImageProcessorPil(**(CONFIG | dict(zip(("min_pixels", "max_pixels"), limits))))
+    settings = SETTINGS.limited(*limits)
+    sizes = np.exp(rng.uniform(0, np.log(5000), (2000, 2))).round().astype(int).tolist()
+    for width, height in sizes:
         if max(width, height) > 200 * min(width, height):
             continue
-        rows, columns = smart_resize(height, width, 28, 3136, 100352)
-        assert image_grid(width, height, SETTINGS) == (1, rows // 14, columns // 14)
+        rows, columns = smart_resize(height, width, 28, *limits)
+        grid = image_grid(width, height, settings)
+        assert grid == (1, rows // 14, columns // 14)
+        assert math.prod(grid) == oracle.get_number_of_image_patches(height, width, {})
+        theirs = other(height, width, 28, *limits)
+        if min(width, height) >= 15 and all(theirs):
+            assert (rows, columns) == theirs
+            compared += 1
+    assert compared > 600
+
+
+def test_a_picture_may_have_limits_of_its_own():
+    assert SETTINGS.limited() is SETTINGS
+    few, many = SETTINGS.limited(None, 3136.0), SETTINGS.limited(min_pixels=50176)
+    assert (few.min_pixels, few.max_pixels, many.min_pixels, many.max_pixels) == (3136, 3136, 50176, 100352)
+    rng = np.random.default_rng(6)
+    pictures = [Image.fromarray(rng.integers(0, 256, (120, 150, 3), dtype=np.uint8)) for _ in range(3)]
+    patches, grids = to_patches(pictures, [few, SETTINGS, many])
+    assert grids.tolist() == [[1, 2, 4], [1, 8, 10], [1, 16, 18]]
+    start = 0
+    for picture, limits in zip(pictures, ({"max_pixels": 3136}, {"max_pixels": 100352},
+                                          {"min_pixels": 50176, "max_pixels": 100352})):  # fmt: skip
+        expected = Qwen2VLImageProcessorPil(**(CONFIG | limits))(images=[picture], return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixel_values(patches[start : start + len(expected)]), expected)
+        start += len(expected)
+    assert start == len(patches)
+    with pytest.raises(ValueError, match="zip"):
+        to_patches(pictures, [few, many])
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ((783, None), "min_pixels is 783"), ((None, 100), "max_pixels is 100"), ((5000, 4000), "5000 is above"),
+        ((None, 1000), "min_pixels 3136 is above max_pixels 1000"), ((200000, None), "200000 is above"),
+        (("3136", None), "'3136'"), ((3136.5, None), "3136.5"), ((math.nan, None), "nan"), ((None, math.inf), "inf"),
+        ((True, None), "True"), ((None, -5), "-5"), ((None, [3136]), "3136"),
+    ],
+)  # fmt: skip
+def test_limits_that_are_none_are_refused(limits, told):
+    with pytest.raises(ImageError) as error:
+        SETTINGS.limited(*limits)
+    assert error.value.reason == "pixel_limits"
+    assert told in error.value.detail
+
+
+def test_the_place_of_a_lost_picture_is_gray():
+    patches = blank_patches([1, 4, 6], SETTINGS)
+    assert (patches.shape, patches.dtype) == ((24, 588), torch.uint8)
+    assert set(patches.flatten().tolist()) == {128}
+    assert pixel_values(patches).abs().max() < 0.4  # about the middle of what the model knows
 
 
 def test_too_long_a_strip_is_refused():
