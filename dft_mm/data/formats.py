@@ -1,28 +1,54 @@
-"""Layouts of a row: one small function each, record → Conversation. A new layout is one new entry in FORMATS."""
+"""What a layout makes of a record, a Conversation or the reason why not, and the flat layouts: one small function each.
 
+The layouts made of messages are in chat.py, those of questions with pictures and choices in questions.py; the table of
+all is in layouts.py.
+"""
+
+import ast
 import base64
 import binascii
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from dft_mm.config import ColumnsConfig, Format
+from dft_mm.config import ColumnsConfig
 
 Message: TypeAlias = dict[str, Any]
+Record: TypeAlias = Mapping[str, Any]
 IMAGE_MARK = "<image>"
-_IDS = ("id", "idx", "unique_id")
+IMAGE: Message = {"type": "image"}
+IDS = ("id", "idx", "unique_id")
 _DATA_URI = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*;base64,", re.IGNORECASE)
-_IMAGE: Message = {"type": "image"}
+_UNREAD = {"video": "videos", "videos": "videos", "audio": "sounds", "audios": "sounds"}
 
 
 class BadRow(Exception):
     """A row that cannot be learned from; `reason` is a short slug, `detail` a sentence."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # both, so that it travels between processes
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class NotChosen(Exception):
+    """A row that says of itself that it is not to be learned: a decision, no fault."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a row."""
+
+    source: str | bytes
+    """A path, or a picture file that the row itself carried."""
+    min_pixels: int | None = None
+    """The row's own limits, in the place of the recipe's."""
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,136 +56,102 @@ class Conversation:
     """What a layout yields, before it is checked."""
 
     messages: list[Message]
-    images: Sequence[str | bytes] = ()
-    """Paths, or picture files that the row itself carried."""
+    images: Sequence[Picture] = ()
     id: str | None = None
+    tools: str = ""
+    """What the system turn is to say of the tools that the row offers."""
 
 
-def wethink(record: Mapping[str, Any], columns: ColumnsConfig | None = None) -> Conversation:
+def wethink(record: Record, how: Any = None) -> Conversation:
     """WeThink (github.com/yangjie-cv/WeThink): problem, answer, refined_cot, image_path.
 
     `<image>` in its texts is text: the data set writes it where no picture is meant.
     """
-    images = _pictures(record.get("image_path"), "image_path")
-    content = [*[_IMAGE] * len(images), _part(_text(record, "problem"))]
-    return Conversation([_user(content), _assistant(_wethink_answer(record))], images, _own_id(record))
+    images = pictures_of(record.get("image_path"), "image_path")
+    content = [*[IMAGE] * len(images), text_part(text_of(record, "problem"))]
+    return Conversation([user(content), assistant(_wethink_answer(record))], images, own_id(record))
 
 
-def _wethink_answer(record: Mapping[str, Any]) -> str:
-    thought = _text(record, "refined_cot", "no_answer")
+def _wethink_answer(record: Record) -> str:
+    thought = text_of(record, "refined_cot", "no_answer")
     if not thought.strip():
         raise BadRow("no_answer", "refined_cot is empty")
     if "<answer>" in thought:
         return thought
-    answer = _text(record, "answer", "no_answer")
+    answer = text_of(record, "answer", "no_answer")
     if not answer.strip():
         raise BadRow("no_answer", "answer is empty, and refined_cot holds no <answer>")
     return f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
 
 
-def problem_solution(record: Mapping[str, Any], columns: ColumnsConfig | None = None) -> Conversation:
-    """NuminaMath and MATH (problem, solution), or GSM8K (question, answer); other columns are left alone."""
-    for problem, solution in (("problem", "solution"), ("question", "answer")):
-        if problem in record and solution in record:
-            break
-    else:
-        raise BadRow("missing_column", "neither problem and solution nor question and answer are there")
-    messages = [_user([_part(_text(record, problem))]), _assistant(_text(record, solution))]
-    return Conversation(messages, (), _own_id(record))
+# A problem column and the columns that may hold what is learned, the fullest first.
+_PROBLEMS = ("problem", "question")
+_SOLUTIONS = ("solution", "answer", "final_answer")
 
 
-def by_columns(record: Mapping[str, Any], columns: ColumnsConfig | None) -> Conversation:
-    """Any other flat layout, by the recipe's own mapping."""
-    assert columns is not None
-    images = _pictures(record.get(columns.images), columns.images) if columns.images else []
-    prompt = _text(record, columns.prompt)
-    marked = bool(images) and IMAGE_MARK in prompt
-    content = _split_marks(prompt) if marked else [*[_IMAGE] * len(images), _part(prompt)]
-    messages = [_user(content), _assistant(_text(record, columns.response))]
-    if columns.system and (system := _text(record, columns.system)).strip():
-        messages.insert(0, {"role": "system", "content": [_part(system)]})
-    own = (columns.id,) if columns.id else _IDS
-    return Conversation(messages, images, _own_id(record, own))
-
-
-def messages(record: Mapping[str, Any], columns: ColumnsConfig | None = None) -> Conversation:
-    """OpenAI's and TRL's chat layout: content is a text or a list of parts; pictures stand in their parts, or in
-    `images`, in order. `<image>` in a user's text is a picture's place only where the row has `images` and no parts
-    that are pictures.
+def problem_solution(record: Record, how: Any = None) -> Conversation:
+    """NuminaMath, MATH and AIME (problem, solution), GSM8K (question, answer), OlympiadBench (question after its
+    context, solution a list of which the first is learned, final_answer); the other columns are left alone.
     """
-    chat = record.get("messages")
-    if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
-        raise BadRow("messages", "`messages` is not a list of messages")
-    if record.get("tools"):
-        raise BadRow("tools", "the row offers tools, which are not supported")
-    listed = _pictures(record["images"] if record.get("images") else record.get("image"), "images")
-    parts = [part for message in chat if isinstance(message.get("content"), list) for part in message["content"]]
-    marked = bool(listed) and not any(isinstance(part, dict) and part.get("type") in _PICTURE_KEYS for part in parts)
-    places: list[str | bytes | None] = []
-    converted = [_message(number, message, marked, places) for number, message in enumerate(chat)]
-    if places.count(None) != len(listed):
-        raise BadRow("image_count", f"{places.count(None)} places for the {len(listed)} pictures in `images`")
-    following = iter(listed)
-    images = [next(following) if picture is None else picture for picture in places]
-    return Conversation(converted, images, _own_id(record))
+    problem = next((key for key in _PROBLEMS if key in record), None)
+    solution = next((key for key in _SOLUTIONS if not empty(record.get(key))), None)
+    solution = solution or next((key for key in _SOLUTIONS if key in record), None)
+    if problem is None or solution is None:
+        raise BadRow(
+            "missing_column", "neither problem or question, nor solution, answer or final_answer with it, are there"
+        )
+    context = text_of(record, "context") if isinstance(record.get("context"), str) else ""
+    asked = "\n\n".join(text for text in (context, text_of(record, problem)) if text.strip())
+    value = record[solution]
+    if isinstance(value, list):  # several ways to solve it, or several values of one answer
+        value = ", ".join(map(str, value)) if solution == "final_answer" else next(iter(value), "")
+    answer = text_of({solution: value}, solution)
+    return Conversation([user([text_part(asked)]), assistant(answer)], (), own_id(record))
 
 
-_PICTURE_KEYS = {"image": ("image", "path", "url"), "image_url": ("image_url",)}
+def by_columns(record: Record, how: ColumnsConfig | None) -> Conversation:
+    """Any other flat layout, by the recipe's own mapping."""
+    assert isinstance(how, ColumnsConfig)
+    images = pictures_of(record.get(how.images), how.images) if how.images else []
+    messages = [user(with_pictures(text_of(record, how.prompt), len(images))), assistant(text_of(record, how.response))]
+    if how.system and (system := text_of(record, how.system)).strip():
+        messages.insert(0, {"role": "system", "content": [text_part(system)]})
+    own = (how.id,) if how.id else IDS
+    return Conversation(messages, images, own_id(record, own))
 
 
-def _message(number: int, message: Mapping[str, Any], marked: bool, places: list[str | bytes | None]) -> Message:
-    """One message; `places` gets each picture that a part names, and None for each that is next in `images`."""
-    if message.get("tool_calls") or message.get("function_call"):
-        raise BadRow("tools", f"message {number} calls a tool, which is not supported")
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(content, str | list | None):
-        raise BadRow("part_type", f"message {number} has content of type {type(content).__name__}")
-    found: list[Message] = []
-    for part in [_part(content)] if isinstance(content, str) else content or []:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind == "text" and isinstance(part.get("text"), str):
-            pieces = _split_marks(part["text"]) if marked and role == "user" else [_part(part["text"])]
-            places += [None for piece in pieces if piece["type"] == "image"]
-            found += pieces
-        elif isinstance(part, dict) and kind in _PICTURE_KEYS:
-            given = next((part[key] for key in _PICTURE_KEYS[kind] if part.get(key)), None)
-            places.append(None if given is None else _picture(given, f"message {number}"))
-            found.append(_IMAGE)
-        else:
-            raise BadRow("part_type", f"message {number} has a part of type {kind!r}; known are text, image, image_url")
-    return {"role": role, "content": found, **_learned(number, message)}
-
-
-def _learned(number: int, message: Mapping[str, Any]) -> dict[str, bool]:
-    """OpenAI's `weight` and `train`: whether an answer is learned from."""
-    weight = message.get("train", message.get("weight"))
-    if weight is None or weight == 1:
-        return {}
-    if weight == 0:
-        return {"train": False}
-    raise BadRow("weight", f"message {number} has weight {weight!r}; known are 0 and 1")
-
-
-def _user(content: list[Message]) -> Message:
+def user(content: list[Message]) -> Message:
     return {"role": "user", "content": content}
 
 
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": [_part(text)]}
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": [text_part(text)]}
 
 
-def _part(text: str) -> Message:
+def text_part(text: str) -> Message:
     return {"type": "text", "text": text}
 
 
-def _split_marks(text: str) -> list[Message]:
+def with_pictures(text: str, count: int) -> list[Message]:
+    """Parts of a text with `count` pictures: in the places of its `<image>` marks, else before it."""
+    if count and IMAGE_MARK in text:
+        return split_marks(text)
+    return [*[IMAGE] * count, *([text_part(text)] if text or not count else [])]
+
+
+def split_marks(text: str) -> list[Message]:
     """Text and picture parts of a text with `<image>` marks; the marks are gone."""
     first, *rest = text.split(IMAGE_MARK)
-    parts = [_part(first), *(part for piece in rest for part in (_IMAGE, _part(piece)))]
+    parts = [text_part(first), *(part for piece in rest for part in (IMAGE, text_part(piece)))]
     return [part for part in parts if part.get("text") != ""]
 
 
-def _text(record: Mapping[str, Any], key: str, missing: str = "missing_column") -> str:
+def empty(value: Any) -> bool:
+    """Whether a cell holds nothing; columns that a row does not use are empty in tables."""
+    return value is None or value == "" or value == []
+
+
+def text_of(record: Record, key: str, missing: str = "missing_column") -> str:
     """A text or number of a record; raises BadRow, with reason `missing` when the record has no such key."""
     if key not in record:
         raise BadRow(missing, f"there is no {key!r}; there are {', '.join(map(repr, record))}")
@@ -173,31 +165,86 @@ def _text(record: Mapping[str, Any], key: str, missing: str = "missing_column") 
     raise BadRow("not_text", f"{key!r} is a {type(value).__name__}, not a text")
 
 
-def _pictures(value: Any, where: str) -> list[str | bytes]:
-    """A column with no picture, one, or a list of them."""
-    if value is None or value == "" or value == []:
-        return []
-    return [_picture(item, where) for item in (value if isinstance(value, list) else [value])]
-
-
-def _picture(value: Any, where: str) -> str | bytes:
-    """A path, a data URI, or an object that holds one of them under `url` or `path`."""
-    if isinstance(value, dict):
-        value = value.get("url") or value.get("path")
-    if not isinstance(value, str) or not value:
-        raise BadRow("image_path", f"{where}: {value!r} is neither a path nor a data URI")
-    if value[:5].lower() != "data:":
+def decoded(value: Any) -> Any:
+    """A list or object that stands in its cell as text, in JSON or as Python writes it; anything else as it is."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return value
+
+
+def refuse_unread(record: Record, columns: Iterable[str | None] = _UNREAD) -> None:
+    """Raise BadRow for a row with a video or a sound."""
+    for column in columns:
+        if column is not None and not empty(record.get(column)):
+            what = _UNREAD.get(column, "videos and sounds")
+            raise BadRow("audio" if what == "sounds" else "video", f"{column!r} is not empty: {what} are not read")
+
+
+def pictures_of(value: Any, where: str) -> list[Picture]:
+    """A column with no picture, one, or a list of them."""
+    if isinstance(value, str) and value[:1] == "[":
+        value = decoded(value)
+    if empty(value):
+        return []
+    return [picture_of(item, where) for item in (value if isinstance(value, list) else [value])]
+
+
+def picture_of(value: Any, where: str) -> Picture:
+    """A path, a data URI, a picture file's bytes, or an object that holds one of them under `bytes` (which win, as in
+    the datasets library), `image`, `url`, `image_url` or `path`, with pixel limits of its own if it has any.
+    """
+    if isinstance(value, Mapping):
+        inner = next((value[key] for key in _HOLDERS if not empty(value.get(key))), None)
+        if isinstance(inner, Mapping) or inner is None:
+            inner = next((inner[key] for key in _HOLDERS if not empty(inner.get(key))), None) if inner else None
+        return limited(Picture(_source(inner, where)), value, where)
+    return Picture(_source(value, where))
+
+
+_HOLDERS = ("bytes", "image", "url", "image_url", "path")
+
+
+def limited(picture: Picture, given: Record, where: str) -> Picture:
+    """The picture with the pixel limits that its object names, as qwen-vl-utils reads them."""
+    if any(given.get(key) is not None for key in ("resized_height", "resized_width")):
+        raise BadRow(
+            "resized", f"{where}: resized_height and resized_width are not honoured; give min_pixels and max_pixels"
+        )
+    limits = {key: given[key] for key in ("min_pixels", "max_pixels") if given.get(key) is not None}
+    for key, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer() or value < 1:
+            raise BadRow("pixel_limits", f"{where}: {key} is {value!r}, not a whole number above 0")
+        limits[key] = int(value)
+    return replace(picture, **limits) if limits else picture
+
+
+def _source(value: Any, where: str) -> str | bytes:
+    if isinstance(value, bytes) and value:
+        return value
+    if not isinstance(value, str) or not value:
+        raise BadRow("image_path", f"{where}: {str(value)[:60]!r} is neither a path nor a data URI")
+    if value[:5].lower() != "data:":
+        return value.removeprefix("file://")
     header = _DATA_URI.match(value)
     if header is None:
         raise BadRow("data_uri", f"{where}: a data URI that is not base64: {value[:60]!r}")
+    return from_base64(value[header.end() :], where, "data_uri")
+
+
+def from_base64(text: str, where: str, reason: str = "base64") -> bytes:
+    """The bytes of a base64 text, or BadRow."""
     try:
-        return base64.b64decode(value[header.end() :], validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRow("data_uri", f"{where}: damaged base64: {error}") from error
+        raise BadRow(reason, f"{where}: damaged base64: {error}") from error
 
 
-def _own_id(record: Mapping[str, Any], keys: Sequence[str] = _IDS) -> str | None:
+def own_id(record: Record, keys: Sequence[str] = IDS) -> str | None:
     for key in keys:
         value = record.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -205,12 +252,3 @@ def _own_id(record: Mapping[str, Any], keys: Sequence[str] = _IDS) -> str | None
         if isinstance(value, str) and value.strip() and value.isprintable():  # no lone surrogates
             return value
     return None
-
-
-Reader: TypeAlias = Callable[[Mapping[str, Any], ColumnsConfig | None], Conversation]
-FORMATS: dict[Format, Reader] = {
-    "wethink": wethink,
-    "messages": messages,
-    "problem_solution": problem_solution,
-    "columns": by_columns,
-}

@@ -5,12 +5,14 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dft_mm.config import SourceConfig
-from dft_mm.data.formats import FORMATS, BadRow, Conversation
+from dft_mm.data.formats import BadRow, Conversation, Message
+from dft_mm.data.layouts import Layout, choose_layout
+from dft_mm.data.tools import DEFAULT_SYSTEM
 from dft_mm.errors import InputError
 
 _OTHER_FILES = {".gz", ".zst", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".xlsx"}
@@ -141,15 +143,38 @@ def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()
 
 
-def parse(record: Record, source: SourceConfig) -> Conversation:
-    """Convert and check one row; raises BadRow."""
-    if isinstance(record.value, BadRow):
-        raise record.value
-    if not isinstance(record.value, dict):
-        raise BadRow("not_object", f"a row is a JSON object; this is a {type(record.value).__name__}")
-    conversation = FORMATS[source.format](record.value, source.columns)
+def parse(value: Any, layout: Layout | SourceConfig, system: str | None = None) -> Conversation:
+    """Convert and check one row; `system` takes the place of its own system prompt, an empty one takes it away.
+
+    Raises BadRow, or NotChosen for a row that is not to be learned.
+    """
+    if isinstance(layout, SourceConfig):  # until prepare chooses a layout once a file
+        value, source = value.value, layout
+        rows = [value] if isinstance(value, dict) else []
+        layout = choose_layout(source, Path(source.path), rows) if rows else Layout("wethink")
+        conversation = parse(value, layout, source.system)
+        return replace(conversation, images=[picture.source for picture in conversation.images])
+    if isinstance(value, BadRow):
+        raise value
+    if not isinstance(value, dict):
+        raise BadRow("not_object", f"a row is a JSON object; this is a {type(value).__name__}")
+    conversation = layout.read(value)
+    conversation = replace(conversation, messages=_with_system(conversation, system), tools="")
     check(conversation)
     return conversation
+
+
+def _with_system(conversation: Conversation, system: str | None) -> list[Message]:
+    """The messages with the system turn that the recipe and the row's tools make of it."""
+    messages, tools = conversation.messages, conversation.tools
+    own = messages[:1] if messages and messages[0]["role"] == "system" else []
+    rest = messages[len(own) :]
+    if system is not None:
+        own = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    if tools:
+        said = own[0]["content"] if own else [{"type": "text", "text": DEFAULT_SYSTEM}]
+        own = [{"role": "system", "content": [*said, {"type": "text", "text": tools}]}]
+    return [*own, *rest]
 
 
 def check(conversation: Conversation) -> None:
@@ -176,9 +201,9 @@ def check(conversation: Conversation) -> None:
     places = sum(part["type"] == "image" for message in messages for part in message["content"])
     if places != len(conversation.images):
         raise BadRow("image_count", f"{places} places for pictures, {len(conversation.images)} pictures")
-    for image in conversation.images:
-        if isinstance(image, str) and (not image or _has_lone_surrogate(image)):
-            raise BadRow("image_path", f"{image!r} is no path of a picture")
+    for picture in conversation.images:
+        if isinstance(picture.source, str) and (not picture.source or _has_lone_surrogate(picture.source)):
+            raise BadRow("image_path", f"{picture.source!r} is no path of a picture")
 
 
 def _has_lone_surrogate(text: str) -> bool:

@@ -145,7 +145,7 @@ Q, A = ("user", "q"), ("assistant", "a")
         (said(("system", "s"), A), "no_question"),
         (said(("user", " "), A), "no_question"),
         (said(("human", "q"), ("gpt", "a")), "unknown_role"),
-        (said(Q, ("tool", "x"), A), "unknown_role"),
+        (said(Q, ("critic", "x"), A), "unknown_role"),
         (said((None, "q"), A), "unknown_role"),
         (said(Q, ("system", "s"), A), "late_system"),
         (said(("system", "s"), ("system", "t"), Q, A), "late_system"),
