@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,22 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows to be read."""
+
+    part: Part
+    take: int
+    """The first so many of the part: a source's limit may end within it."""
+    source: Source
+
+
+@dataclass(frozen=True)
 class Task:
     """One part to be made."""
 
     name: str
     """Of its file: a hash of all that decides what is in it."""
-    part: Part
-    source: Source
+    rows: Rows
     looks: Mapping[Key, Look]
     """Of the pictures that its rows name."""
 
@@ -116,12 +125,11 @@ class Example:
     truncated: bool
 
 
-def find_pictures(setup: Setup, task: tuple[Part, Source]) -> set[Key]:
-    """The picture files that the rows of a part name; rows that cannot be read name none."""
-    part, source = task
+def find_pictures(setup: Setup, rows: Rows) -> set[Key]:
+    """The picture files that rows name; those that cannot be read name none."""
     return {
-        (source.layout.images, picture.source)
-        for _, conversation in _conversations(part, source, Counts(), [])
+        (rows.source.layout.images, picture.source)
+        for _, conversation in _conversations(rows, Counts(), [])
         for picture in conversation.images
         if isinstance(picture.source, str)
     }
@@ -134,12 +142,12 @@ def look_at(setup: Setup, keys: list[Key]) -> list[tuple[Key, Look]]:
 
 def make(setup: Setup, task: Task) -> str:
     """Write the examples of a part, and beside them its refusals; returns the part's name."""
-    counts, refused = Counts(), []
+    counts, refused, path, source = Counts(), [], task.rows.part.path, task.rows.source
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for record, conversation in _conversations(task.part, task.source, counts, refused):
+    for record, conversation in _conversations(task.rows, counts, refused):
         try:
-            if task.source.prompts:
-                template = draw(task.source.prompts, setup.seed, Path(task.part.path).name, record.row)
+            if source.prompts:
+                template = draw(source.prompts, setup.seed, path.name, record.row)
                 conversation = Conversation(ask(conversation.messages, template), conversation.images, conversation.id)
             made = _examine(setup, task, conversation)
         except (BadRow, ImageError, RenderError) as error:
@@ -148,7 +156,7 @@ def make(setup: Setup, task: Task) -> str:
         except TooLong as error:
             if setup.config.too_long == "error":
                 raise InputError(
-                    f"{task.part.path}:{record.line or record.row}: {error}, more than data.max_length "
+                    f"{path}:{record.line or record.row}: {error}, more than data.max_length "
                     f"({setup.config.max_length}); raise it, or set data.too_long to drop or truncate"
                 ) from None
             counts.too_long += 1
@@ -166,9 +174,9 @@ def make(setup: Setup, task: Task) -> str:
     with replacing(folder / f"{task.name}.jsonl") as file:
         for record, error in refused:
             counts.quarantined[error.reason] += 1
-            where = {"file": task.part.path, "line": record.line, "row": record.row}
+            where = {"file": str(path), "line": record.line, "row": record.row}
             file.write(json.dumps(where | {"reason": error.reason, "detail": error.detail}).encode() + b"\n")
-    schema = SCHEMA.with_metadata({"counts": json.dumps(asdict(counts))})
+    schema = SCHEMA.with_metadata({"counts": json.dumps(vars(counts))})
     with replacing(folder / f"{task.name}.arrow") as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_batch(_batch(columns, schema))
     return task.name
@@ -185,13 +193,13 @@ def read_counts(path: Path) -> Counts | None:
 
 
 def _conversations(
-    part: Part, source: Source, counts: Counts, refused: list[tuple[Record, Any]]
+    rows: Rows, counts: Counts, refused: list[tuple[Record, Any]]
 ) -> Iterator[tuple[Record, Conversation]]:
     """The rows that can be read; the others are counted, or refused."""
-    for record in itertools.islice(read(part), part.rows):  # a source's limit may end within a part
+    for record in itertools.islice(read(rows.part), rows.take):
         counts.rows += 1
         try:
-            yield record, parse(record.value, source.layout, source.system)
+            yield record, parse(record.value, rows.source.layout, rows.source.system)
         except NotChosen:
             counts.not_chosen += 1
         except BadRow as bad:
@@ -204,7 +212,7 @@ def _examine(setup: Setup, task: Task, conversation: Conversation) -> Example:
     if pictures and setup.images is None:
         raise BadRow("image", "the row has a picture, and the model takes none")
     embedded = any(isinstance(picture.source, bytes) for picture in pictures)
-    root = str(setup.folder / "images") if embedded else task.source.layout.images
+    root = str(setup.folder / "images") if embedded else task.rows.source.layout.images
     files, hashes, grids, limits = [], [], [], []
     for picture in pictures:
         settings = setup.images.limited(picture.min_pixels, picture.max_pixels)
@@ -232,11 +240,12 @@ def _examine(setup: Setup, task: Task, conversation: Conversation) -> Example:
 def _seen(setup: Setup, task: Task, picture: Picture, keep: bool) -> tuple[str, tuple[int, int]]:
     """Hash and size of a picture; `keep`: its file goes to images/, since the row it came in is not read again."""
     if isinstance(picture.source, str):
-        found = task.looks[task.source.layout.images, picture.source]
+        key = task.rows.source.layout.images, picture.source
+        found = task.looks[key]
         if found.reason:
             raise ImageError(found.reason, found.detail)
         if keep:
-            _keep(setup, Path(task.source.layout.images, picture.source).read_bytes(), found.sha256)
+            _keep(setup, Path(*key).read_bytes(), found.sha256)
         return found.sha256, (found.width, found.height)
     digest = image_hash(picture.source)
     name = "the picture in the row"

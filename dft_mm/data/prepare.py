@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from dft_mm.data.layouts import Layout, choose_layout
 from dft_mm.data.overlap import Benchmarks
 from dft_mm.data.parts import (
     Counts,
+    Rows,
     Setup,
     Source,
     Task,
@@ -71,8 +72,7 @@ class _File:
     """Number of its source, those to learn from first."""
     path: Path
     sha256: str
-    parts: tuple[Part, ...]
-    how: Source
+    rows: tuple[Rows, ...]
 
 
 def prepare(
@@ -123,11 +123,11 @@ class _Preparation:
         """Everything but manifest.json, of which it returns most."""
         self._setup = Setup(**vars(self._setup) | {"benchmarks": self._benchmarks()})
         opened = [file for number in range(len(self._sources)) for file in self._open(number)]
-        todo = [(file, part) for file in opened for part in file.parts]
-        rows = sum(part.rows for _, part in todo)
+        todo = [(file, rows) for file in opened for rows in file.rows]
+        count = sum(rows.take for _, rows in todo)
         with Pool(self._setup, cores()) as pool:
-            named = self._look(pool, todo, rows)
-            names = self._make(pool, todo, named, rows)
+            named = self._look(pool, todo, count)
+            names = self._make(pool, todo, named, count)
         self._pictures.keep(set(itertools.chain.from_iterable(named)))
         self._tidy(set(names))
         return self._finish([(file, name) for (file, _), name in zip(todo, names)])
@@ -166,28 +166,30 @@ class _Preparation:
         left, opened = source.limit, []
         for path in self._files(source):
             parts = files.split(path, _PART_ROWS, self._folder / "unpacked")
-            if left is not None:
-                parts, left = _first_parts(parts, left)
-            if not parts:
-                break
             layout = choose_layout(source, path, _first_values(parts))
             log.info("%s: %s", path, layout.why)
-            how = Source(layout, source.system, prompts)
-            opened.append(_File(number, path, self._inputs[str(path)]["sha256"], tuple(parts), how))
-        if not opened:
+            how, rows = Source(layout, source.system, prompts), []
+            for part in parts:
+                take = part.rows if left is None else min(left, part.rows)
+                left = left and left - take
+                rows += [Rows(part, take, how)] * (take > 0)
+            opened.append(_File(number, path, self._inputs[str(path)]["sha256"], tuple(rows)))
+            if left == 0:
+                break
+        if not any(file.rows for file in opened):
             raise InputError(f"data: {source.path} is empty")
         return opened
 
-    def _look(self, pool: Pool, todo: list[tuple[_File, Part]], rows: int) -> list[set[Key]]:
+    def _look(self, pool: Pool, todo: list[tuple[_File, Rows]], count: int) -> list[set[Key]]:
         """Decode each picture file that is new or changed; returns those that each part names."""
         if self._setup.images is None:
             return [set() for _ in todo]
         named = []
-        with progress("read", rows) as advance:
-            tasks = ((part, file.how) for file, part in todo)
-            for (_, part), keys in zip(todo, pool.map(find_pictures, tasks, alone=rows <= _ALONE)):
+        with progress("read", count) as advance:
+            found = pool.map(find_pictures, (rows for _, rows in todo), alone=count <= _ALONE)
+            for (_, rows), keys in zip(todo, found):
                 named.append(keys)
-                advance(part.rows)
+                advance(rows.take)
         stale = self._pictures.stale(sorted(set(itertools.chain.from_iterable(named))))
         if stale:
             tasks = [stale[start : start + _PICTURES] for start in range(0, len(stale), _PICTURES)]
@@ -198,7 +200,7 @@ class _Preparation:
         return named
 
     def _make(
-        self, pool: Pool, todo: list[tuple[_File, Part]], named: list[set[Key]], rows: int
+        self, pool: Pool, todo: list[tuple[_File, Rows]], named: list[set[Key]], count: int
     ) -> list[str]:
         """The names of all parts, those made that were not there."""
         setup = self._setup
@@ -207,20 +209,20 @@ class _Preparation:
             setup.benchmarks.fingerprint if setup.benchmarks else None,
         ]  # fmt: skip
         names, tasks = [], []
-        for (file, part), keys in zip(todo, named):
+        for (file, rows), keys in zip(todo, named):
             looks = {key: self._pictures[key] for key in keys}
             decides = [
-                *same, file.sha256, repr(part), repr(file.how), setup.seed if file.how.prompts else None,
+                *same, file.sha256, repr(rows), setup.seed if rows.source.prompts else None,
                 sorted((*key, look.sha256, look.reason, look.detail) for key, look in looks.items()),
             ]  # fmt: skip
             name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
             names.append(name)
             if read_counts(self._folder / "parts" / f"{name}.arrow") is None:
-                tasks.append(Task(name, part, file.how, looks))
-        left = sum(task.part.rows for task in tasks)
-        with progress("prepare", rows, rows - left) as advance:
+                tasks.append(Task(name, rows, looks))
+        left = sum(task.rows.take for task in tasks)
+        with progress("prepare", count, count - left) as advance:
             for task, _ in zip(tasks, pool.map(make, tasks, alone=left <= _ALONE)):
-                advance(task.part.rows)
+                advance(task.rows.take)
         return names
 
     def _tidy(self, names: set[str]) -> None:
@@ -284,10 +286,11 @@ class _Preparation:
                     if file not in mine:
                         mine.append(file)
             total.add(count)
-            layouts = sorted({f"{file.how.layout.format}: {file.how.layout.why}" for file in mine})
+            chosen = [rows.source.layout for file in mine for rows in file.rows[:1]]
+            layouts = sorted({f"{layout.format}: {layout.why}" for layout in chosen})
             split = "train" if number < len(self._config.train) else "heldout"
             about = {"path": source.path, "split": split, "files": len(mine), "layouts": layouts}
-            sources.append(about | asdict(count))
+            sources.append(about | vars(count))
         lengths = table["length"].to_numpy()
         decides = [[name for _, name in parts], [s.model_dump(mode="json") for s in self._sources]]
         decides += [self._config.heldout_fraction, self._setup.seed if self._config.heldout_fraction else None]
@@ -322,17 +325,6 @@ def _first_values(parts: list[Part]) -> list[dict[str, Any]]:
     records = itertools.chain.from_iterable(map(files.read, parts))
     values = (record.value for record in records if isinstance(record.value, dict))
     return list(itertools.islice(values, _FIRST))
-
-
-def _first_parts(parts: list[Part], rows: int) -> tuple[list[Part], int]:
-    """The first so many rows of the parts, and how many are still missing."""
-    taken = []
-    for part in parts:
-        if rows == 0:
-            break
-        taken.append(replace(part, rows=min(rows, part.rows)))
-        rows -= taken[-1].rows
-    return taken, rows
 
 
 def _questions(parts: list[Part], layout: Layout) -> Iterator[tuple[str, str]]:

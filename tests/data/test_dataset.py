@@ -31,12 +31,12 @@ def test_an_example_has_its_tokens_and_pictures(tmp_path):
         assert example.ids.tolist() == ids.tolist()
         assert example.supervised.tolist() == supervised.tolist()
         if index % 2:
-            assert example.pixel_values is None
+            assert example.patches is None
             assert example.image_grid_thw is None
         else:
             picture = Image.open(tmp_path / f"images/{index}.png").convert("RGB")
             patches, grid = to_patches([picture], settings(DataConfig(train=[source(tmp_path / "a.jsonl")])))
-            assert torch.equal(example.pixel_values, patches)
+            assert torch.equal(example.patches, patches)
             assert example.image_grid_thw.tolist() == grid.tolist() == [[1, 4 + 2 * index, 6]]
         example.ids[0] = 0  # examples are the caller's own, never the file's
     assert dataset[0].ids[0] != 0
@@ -74,19 +74,19 @@ def test_a_picture_in_the_row_itself_is_kept_with_the_data(tmp_path):
     content = (tmp_path / "images/0.png").read_bytes()
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
     dataset = opened(tmp_path, good(1, uri), good(1, [uri, "0.png"]), count=1)
-    assert torch.equal(dataset[1].pixel_values, dataset[0].pixel_values)
-    assert torch.equal(dataset[2].pixel_values, torch.cat([dataset[0].pixel_values] * 2))
+    assert torch.equal(dataset[1].patches, dataset[0].patches)
+    assert torch.equal(dataset[2].patches, torch.cat([dataset[0].patches] * 2))
     (tmp_path / "a.jsonl").unlink()
-    assert torch.equal(dataset[1].pixel_values, dataset[0].pixel_values)
+    assert torch.equal(dataset[1].patches, dataset[0].patches)
 
 
 @pytest.mark.parametrize("change", ["vanished", "broken", "other size", "other pixels", "link"])
-def test_a_picture_that_is_no_longer_the_same_stops_the_run(tmp_path, change):
+def test_a_picture_that_is_no_longer_the_same_leaves_its_row_unlearned(tmp_path, change):
     dataset = opened(tmp_path)
     path = tmp_path / "images/2.png"
     image = Image.open(path)
     image.load()
-    before = dataset[2].pixel_values
+    before = dataset[2].patches
     path.unlink()
     if change == "broken":
         path.write_bytes(b"no picture")
@@ -96,11 +96,15 @@ def test_a_picture_that_is_no_longer_the_same_stops_the_run(tmp_path, change):
         image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
     elif change == "link":
         path.symlink_to("/etc/hostname")
-    with pytest.raises(RuntimeError, match=r"row a:2: .*2\.png"):
-        dataset[2]
+    lost = dataset[2]
+    assert "2.png" in lost.lost
+    assert lost.lost_tokens == dataset.supervised[2] > 0
+    assert not lost.supervised.any()
+    assert lost.ids.tolist() == dataset.tokens(2)[0].tolist()  # the slot stays as it was planned
+    assert (lost.patches.shape, lost.patches.unique().numel()) == (before.shape, 1)
     path.unlink(missing_ok=True)
     image.save(path)
-    assert torch.equal(dataset[2].pixel_values, before)
+    assert torch.equal(dataset[2].patches, before)
 
 
 def test_a_worker_process_maps_the_file_itself(tmp_path):

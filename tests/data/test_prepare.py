@@ -8,6 +8,7 @@ from PIL import Image
 from prepared import good, processing, quarantine, renderer, rows, run, settings, source
 
 from dft_mm.config import DataConfig
+from dft_mm.data import pictures
 from dft_mm.data.dataset import Dataset
 from dft_mm.data.prepare import prepare
 from dft_mm.data.render import Renderer
@@ -247,8 +248,8 @@ def test_too_long_as_an_error_names_row_length_and_limit(tmp_path):
     length = length_of(tmp_path, LONG)
     with pytest.raises(InputError, match=rf"a\.jsonl:3: {length} tokens, .*data.max_length \({length - 1}\)"):
         run(tmp_path / "data", data, max_length=length - 1, too_long="error")
-    assert not list((tmp_path / "data").glob("*"))
-    assert not list((tmp_path / "data").glob(".*"))
+    assert not (tmp_path / "data/manifest.json").exists()
+    assert not list((tmp_path / "data").rglob(".*"))
 
 
 def test_heldout_files_stay_apart(tmp_path):
@@ -309,9 +310,7 @@ def test_nothing_is_read_again_until_something_changes(tmp_path):
         assert again(tmp_path, **change) == 0, change
         again(tmp_path)
     for seed in (0, 1):
-        assert again(tmp_path, heldout_fraction=0.5, seed=seed) == 6
-        assert again(tmp_path, heldout_fraction=0.5, seed=seed) == 0
-    assert again(tmp_path) == 6
+        assert again(tmp_path, heldout_fraction=0.5, seed=seed) == 0, "the split is drawn anew, the rows are as they were"
     other = Counting()
     other.fingerprint = "another template"
     assert again(tmp_path, renders=other) == 6
@@ -321,18 +320,22 @@ def test_nothing_is_read_again_until_something_changes(tmp_path):
     assert again(tmp_path) == 6
     limited = [source(path, limit=4)]
     assert again(tmp_path, train=limited) == 4
+    assert again(tmp_path, train=[source(path, weight=2.0, loss="sft")]) == 6
+    assert again(tmp_path, train=[source(path, weight=3.0, loss="dft")]) == 0, "how often and how is not what"
 
 
-@pytest.mark.parametrize("name", ["index.arrow", "heldout.npy", "quarantine.jsonl"])
+@pytest.mark.parametrize("name", ["index.arrow", "quarantine.jsonl", "duplicates.jsonl", "parts/*.arrow"])
 def test_a_missing_or_cut_file_of_the_index_is_made_anew(tmp_path, name):
     rows(tmp_path)
     again(tmp_path)
-    before = (tmp_path / "data" / name).read_bytes()
-    (tmp_path / "data" / name).unlink()
-    assert again(tmp_path) == 6
-    (tmp_path / "data" / name).write_bytes(before[:-1] if before else b"x")
-    assert again(tmp_path) == 6
-    assert (tmp_path / "data" / name).read_bytes() == before
+    (path,) = (tmp_path / "data").glob(name)
+    before, rendered = path.read_bytes(), 6 if name == "parts/*.arrow" else 0
+    path.unlink()
+    assert again(tmp_path) == rendered
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-1] if before else b"x")
+    assert again(tmp_path) == rendered
+    assert path.read_bytes() == before
 
 
 def test_preparing_that_breaks_off_leaves_no_manifest_and_no_half_files(tmp_path):
@@ -348,8 +351,138 @@ def test_preparing_that_breaks_off_leaves_no_manifest_and_no_half_files(tmp_path
     with pytest.raises(KeyboardInterrupt):
         again(tmp_path, renders=Dies(), max_length=500)
     assert not (tmp_path / "data/manifest.json").exists()
-    assert not [path for path in (tmp_path / "data").iterdir() if path.name.startswith(".")]
-    assert again(tmp_path) == 6, "the index that is still there is not trusted without its manifest"
+    assert not list((tmp_path / "data").rglob(".*"))
+    assert again(tmp_path, max_length=500) == 6
+
+
+def test_preparing_that_was_killed_goes_on_with_the_parts_that_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("dft_mm.data.prepare._PART_ROWS", 2)
+    rows(tmp_path)
+
+    class Dies(Counting):
+        def render(self, messages, grids):
+            if self.rendered == 5:
+                raise KeyboardInterrupt
+            return super().render(messages, grids)
+
+    with pytest.raises(KeyboardInterrupt):
+        again(tmp_path, renders=Dies())
+    assert again(tmp_path) == 2
+    assert ids_of(tmp_path / "data") == [f"a:{n}" for n in range(6)]
+
+
+def test_a_changed_picture_costs_its_own_part_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("dft_mm.data.prepare._PART_ROWS", 2)
+    rows(tmp_path)
+    again(tmp_path)
+    content = (tmp_path / "images/2.png").read_bytes()
+    (tmp_path / "images/2.png").write_bytes(content)
+    assert again(tmp_path) == 0, "written anew with the same content"
+    (tmp_path / "images/2.png").write_bytes((tmp_path / "images/4.png").read_bytes())
+    assert again(tmp_path) == 2
+    (tmp_path / "images/2.png").unlink()
+    assert again(tmp_path, bad_rows=0.5) == 1  # and row 3 beside it
+    assert [row["reason"] for row in quarantine(tmp_path / "data")] == ["missing_image"]
+    (tmp_path / "images/2.png").write_bytes(content)
+    assert again(tmp_path) == 2
+    assert quarantine(tmp_path / "data") == []
+
+
+def test_all_cores_make_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("dft_mm.data.prepare._PART_ROWS", 3)
+    bad = ["broken\n", good(1, "none.png"), good(2) | {"refined_cot": ""}]
+    data = rows(tmp_path, *bad, *[good(n % 5, f"{n % 3 * 2}.png") for n in range(20)], count=6)
+    one = run(tmp_path / "one", data)
+    for name in ("_ALONE", "_ALONE_PICTURES"):
+        monkeypatch.setattr(f"dft_mm.data.prepare.{name}", 0)
+    monkeypatch.setattr("dft_mm.data.prepare.cores", lambda: 2)
+    two = run(tmp_path / "two", data)
+    assert one == two
+    for name in [*one["files"], *(f"parts/{part['name']}.jsonl" for part in one["parts"])]:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_each_distinct_picture_is_decoded_once(tmp_path, monkeypatch):
+    decoded = []
+    real = pictures.decode_image
+    monkeypatch.setattr(pictures, "decode_image", lambda data, name: decoded.append(name) or real(data, name))
+    data = rows(tmp_path, *[good(n, "0.png") for n in range(30)], *[good(n, ["2.png", "0.png"]) for n in range(30)])
+    run(tmp_path / "data", data)
+    assert sorted(decoded) == ["0.png", "2.png", "4.png"]
+    run(tmp_path / "data", data, max_length=400)
+    assert len(decoded) == 3
+
+
+def test_duplicates_are_listed_with_the_row_they_repeat(tmp_path):
+    data = rows(tmp_path, good(1) | {"id": "again"}, good(0, "0.png") | {"id": "same"}, good(0, "2.png"), count=3)
+    manifest = run(tmp_path / "data", data)
+    listed = [json.loads(line) for line in (tmp_path / "data/duplicates.jsonl").read_text().splitlines()]
+    assert manifest["duplicates"] == 2
+    assert listed == [{"id": "again", "same_as": "a:1"}, {"id": "same", "same_as": "a:0"}]
+    assert manifest["distinct_images"] == 2
+    assert manifest["images"] == 4
+
+
+def test_rows_of_a_benchmark_are_counted_and_listed(tmp_path):
+    long = "Ann has seven red apples and gives three of them to Bob before lunch; how many are left?"
+    questions = [{"problem": long, "answer": "4"}, {"problem": "What is 1?", "answer": "1"}]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    data = rows(tmp_path, good(3) | {"problem": "Read this. " + long.upper(), "id": "leaked"}, count=2)
+    manifest = run(tmp_path / "data", data, benchmarks=[str(tmp_path / "bench.jsonl")])
+    assert manifest["overlap"] == {"questions": 2, "shorter_than_13_words": 1, "rows": 1, "questions_found": 1}
+    (hit,) = [json.loads(line) for line in (tmp_path / "data/overlap.jsonl").read_text().splitlines()]
+    assert hit == {"id": "leaked", "question": f"{tmp_path / 'bench.jsonl'}:0"}
+    assert "overlap" not in run(tmp_path / "data", data)
+    assert (tmp_path / "data/overlap.jsonl").read_text() == ""
+
+
+def test_a_heldout_share_never_shares_a_question_or_a_picture(tmp_path):
+    lines = [good(n % 11, f"{n % 7 % 3 * 2}.png" if n % 7 < 3 else None) | {"id": str(n)} for n in range(60)]
+    data = rows(tmp_path, *lines, *[good(100 + n) for n in range(60)], count=6)
+    run(tmp_path / "data", data, heldout_fraction=0.2)
+    sides = []
+    for split in ("train", "heldout"):
+        dataset = Dataset(tmp_path / "data", split, None)
+        metas = [dataset.meta(index) for index in range(len(dataset))]
+        asked = {tuple(dataset.tokens(index)[0][~dataset.tokens(index)[1]]) for index in range(len(dataset))}
+        sides.append((asked, {image["path"] for meta in metas for image in meta["images"]}))
+    assert len(Dataset(tmp_path / "data", "heldout", None)) > 10
+    assert not sides[0][0] & sides[1][0]
+    assert not sides[0][1] & sides[1][1]
+
+
+def test_heldout_files_that_share_with_training_are_counted(tmp_path):
+    one = rows(tmp_path, count=4)
+    two = rows(tmp_path, good(50), good(51, "0.png"), good(1), count=0, name="b.jsonl")
+    assert run(tmp_path / "data", one, heldout=[two])["heldout_shared"] == 2
+
+
+def test_prompts_and_system_of_a_source_are_in_its_rows(tmp_path):
+    (tmp_path / "prompts.txt").write_text("First way: {question}\nSecond way: {question} Go.\n")
+    data = rows(tmp_path, count=8) | {"prompts": str(tmp_path / "prompts.txt"), "system": "Be brief."}
+    run(tmp_path / "data", data)
+    dataset, tokenizer = Dataset(tmp_path / "data", "train", None), processing().tokenizer
+    texts = [tokenizer.decode(dataset.tokens(index)[0]) for index in range(8)]
+    assert all("<|im_start|>system\nBe brief.<|im_end|>" in text for text in texts)
+    assert {"First way: What is" in text or "Second way: What is" in text for text in texts} == {True}
+    assert len({"First way" in text for text in texts}) == 2
+    (tmp_path / "prompts.txt").write_text("Third way: {question}\n")
+    run(tmp_path / "data", data)
+    assert "Third way" in tokenizer.decode(Dataset(tmp_path / "data", "train", None).tokens(0)[0])
+
+
+def test_a_new_file_in_a_folder_is_noticed(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for number in range(2):
+        (tmp_path / "rows" / f"{number}.jsonl").write_text(json.dumps(good(number)) + "\n")
+    data = {"path": str(tmp_path / "rows")}
+    assert run(tmp_path / "data", data)["sources"][0]["rows"] == 2
+    (tmp_path / "rows/2.jsonl").write_text(json.dumps(good(2)) + "\n")
+    manifest = run(tmp_path / "data", data)
+    assert (manifest["sources"][0]["rows"], manifest["sources"][0]["files"]) == (3, 3)
+    (tmp_path / "rows/0.jsonl").unlink()
+    assert run(tmp_path / "data", data)["sources"][0]["rows"] == 2
+    assert len(list((tmp_path / "data/parts").glob("*.arrow"))) == 2
 
 
 def test_the_wethink_rows_of_the_real_folder(shared, tmp_path):
