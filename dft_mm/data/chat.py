@@ -36,12 +36,15 @@ def alpaca(record: Record, entry: Entry | None = None) -> Conversation:
 
 
 def prompt_completion(record: Record, how: Any = None) -> Conversation:
-    """TRL's prompt and completion, texts or lists of messages; also prompt or query with response.
+    """TRL's prompt and completion, texts or lists of messages; also prompt or query with response, and a history.
 
-    Answers within the prompt are not learned.
+    Answers within a prompt that is a list are not learned; those of a history are, as in alpaca.
     """
     key = next((name for name in ANSWERS if name in record), ANSWERS[0])
-    return _completed(record, _prompt(record, None), _answer(record, key, None), None)
+    prompt, answer = _prompt(record, None), _answer(record, key, None)
+    if "history" in record:
+        return converse(record, [*prompt, *answer], None, flat=True)
+    return _completed(record, prompt, answer, None)
 
 
 def preference(record: Record, entry: Entry | None = None) -> Conversation:

@@ -18,7 +18,7 @@ from dft_mm.data.formats import (
     wethink,
 )
 from dft_mm.data.llamafactory import INFO, Entry, find_entry
-from dft_mm.data.questions import CHOICES, PICTURES, PLACES, QUESTIONS, question_answer
+from dft_mm.data.questions import CHOICES, PICTURES, QUESTIONS, place_of, question_answer
 from dft_mm.errors import InputError
 
 Reader: TypeAlias = Callable[[Record, Any], Conversation]
@@ -85,7 +85,7 @@ _ANSWERS = ("answer", "solution", "final_answer", "ds_answer")
 
 
 def _is_question_answer(record: Record) -> bool:
-    pictured = _any(record, PICTURES) or any(place.columns <= record.keys() for place in PLACES)
+    pictured = _any(record, PICTURES) or place_of(record) is not None
     chosen = _any(record, CHOICES) or ("A" in record and "B" in record)
     return (pictured or chosen) and _any(record, QUESTIONS) and _any(record, _ANSWERS)
 
@@ -155,6 +155,8 @@ def _by_columns(file: Path, first: Sequence[Record]) -> Layout:
     also = [other.format for other in others if (rule.format, other.format) not in _WITHIN]
     columns = dict.fromkeys(column for record in first for column in rule.columns if column in record)
     why = f"{rule.format}: by its columns {', '.join(columns)}"
+    if rule.format == "question_answer" and (place := place_of(first[0])):
+        why += f", with the pictures at {place.picture}"
     if also:
         why += f" ({' and '.join(also)} would fit, too: name the `format` to take it)"
     return Layout(rule.format, why=why)

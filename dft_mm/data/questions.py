@@ -71,7 +71,7 @@ def question_answer(record: Record, how: Any = None) -> Conversation:
     blank line and `Answer: …`; without a solution the answer alone.
     """
     refuse_unread(record)
-    place = next((place for place in PLACES if place.columns <= record.keys()), None)
+    place = place_of(record)
     images = _pictures(record, place)
     choices, lettered = _choices(record)
     drawn = bool(choices) and place is not None and place.drawn is not None and record.get("ques_type") == place.drawn
@@ -81,6 +81,11 @@ def question_answer(record: Record, how: Any = None) -> Conversation:
         asked += [part for letter in _LETTERS[: len(choices)] for part in (text_part(f"\n({letter}) "), IMAGE)]
     answer = assistant(_learned(record, choices, lettered, drawn))
     return Conversation([user(asked), answer], images, own_id(record, _NAMES))
+
+
+def place_of(record: Record) -> Place | None:
+    """The data set that a row's columns tell of, where its pictures are found by that alone."""
+    return next((place for place in PLACES if place.columns <= record.keys()), None)
 
 
 def _pictures(record: Record, place: Place | None) -> list[Picture]:

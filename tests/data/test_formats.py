@@ -1,33 +1,17 @@
+"""The flat layouts, and the forms in which a row carries its pictures."""
+
 import base64
+import pickle
 import re
 
 import pytest
+from reading import convert, read, reason
 
 from dft_mm.config import ColumnsConfig
-from dft_mm.data.formats import FORMATS, BadRow
+from dft_mm.data.formats import BadRow, Picture, decoded, pictures_of
 
 PICTURE = b"\x89PNG bytes"
 DATA_URI = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
-
-
-def short(conversation):
-    """[("user", "~text"), …]: pictures as ~, so that expectations can be read."""
-    return [
-        (message["role"], "".join("~" if part["type"] == "image" else part["text"] for part in message["content"]))
-        for message in conversation.messages
-    ]
-
-
-def convert(name, record, columns=None):
-    conversation = FORMATS[name](record, columns)
-    return short(conversation), list(conversation.images)
-
-
-def reason(name, record, columns=None):
-    with pytest.raises(BadRow) as error:
-        FORMATS[name](record, columns)
-    assert error.value.detail
-    return error.value.reason
 
 
 def wethink(cot, answer="4", **more):
@@ -89,95 +73,6 @@ def test_wethink_rows_that_cannot_be_learned(record, expected):
     assert reason("wethink", record) == expected
 
 
-def chat(*turns, **more):
-    return {"messages": [{"role": role, "content": content} for role, content in turns], **more}
-
-
-IMAGE_PART, IMAGE_FILE = {"type": "image"}, {"type": "image", "image": "b.png"}
-
-
-def url(value):
-    return {"type": "image_url", "image_url": value}
-
-
-def text(value):
-    return {"type": "text", "text": value}
-
-
-@pytest.mark.parametrize(
-    ("user", "listed", "expected", "images"),
-    [
-        ("hi", None, "hi", []),
-        ("an <image> tag", None, "an <image> tag", []),
-        ("an <image> tag", [], "an <image> tag", []),
-        ("<image>who?", ["a.png"], "~who?", ["a.png"]),
-        ("<image><image> a <image>", ["a", "b", "c"], "~~ a ~", ["a", "b", "c"]),
-        ([IMAGE_PART, text("who?")], ["a.png"], "~who?", ["a.png"]),
-        ([IMAGE_PART, text("an <image> tag")], ["a.png"], "~an <image> tag", ["a.png"]),
-        ([text("who is "), IMAGE_FILE], None, "who is ~", ["b.png"]),
-        ([IMAGE_PART, IMAGE_FILE, IMAGE_PART], ["a.png", "c.png"], "~~~", ["a.png", "b.png", "c.png"]),
-        ([url({"url": "a.png"}), url("b.png")], None, "~~", ["a.png", "b.png"]),
-        ([url({"url": DATA_URI, "detail": "low"}), text("?")], None, "~?", [PICTURE]),
-        ([text("<image>"), text("?")], ["a.png"], "~?", ["a.png"]),
-        ("<image>?", [{"path": "a.png", "bytes": None}], "~?", ["a.png"]),
-        ("<image>?", DATA_URI, "~?", [PICTURE]),
-    ],
-)
-def test_messages_put_pictures_in_their_places(user, listed, expected, images):
-    record = chat(("user", user), ("assistant", "yes <image>"), images=listed)
-    assert convert("messages", record) == ([("user", expected), ("assistant", "yes <image>")], images)
-
-
-def test_messages_keep_turns_in_order_and_the_same_picture_twice():
-    record = chat(
-        ("system", "be brief"), ("user", "<image>who?"), ("assistant", "A."), ("user", [text("and "), text("<image>")]),
-        ("assistant", [text("B"), text(".")]), images=["a.png", "a.png"],
-    )  # fmt: skip
-    expected = [("system", "be brief"), ("user", "~who?"), ("assistant", "A."), ("user", "and ~"), ("assistant", "B.")]
-    assert convert("messages", record) == (expected, ["a.png", "a.png"])
-
-
-def test_answers_of_weight_zero_are_not_learned():
-    record = chat(
-        ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")
-    )
-    record["messages"][1]["weight"] = 0
-    record["messages"][3]["train"] = False
-    record["messages"][5]["weight"] = 1
-    learned = [message.get("train", True) for message in FORMATS["messages"](record, None).messages]
-    assert learned == [True, False, True, False, True, True]
-
-
-ANSWER = ("assistant", "x")
-
-
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        ({}, "messages"),
-        ({"messages": "hi"}, "messages"),
-        ({"messages": ["hi"]}, "messages"),
-        (chat(("user", "<image>"), ANSWER, images=["a", "b"]), "image_count"),
-        (chat(("user", "<image><image>"), ANSWER, images=["a"]), "image_count"),
-        (chat(("user", "no mark"), ANSWER, images=["a"]), "image_count"),
-        (chat(("user", [IMAGE_PART]), ANSWER), "image_count"),
-        (chat(("user", [IMAGE_FILE]), ANSWER, images=["a"]), "image_count"),
-        (chat(("user", "x"), ("assistant", "<image>"), images=["a"]), "image_count"),
-        (chat(("user", [{"type": "video", "video": "a.mp4"}]), ANSWER), "part_type"),
-        (chat(("user", ["x"]), ANSWER), "part_type"),
-        (chat(("user", [{"type": "text", "value": "x"}]), ANSWER), "part_type"),
-        (chat(("user", 3), ANSWER), "part_type"),
-        (chat(("user", [url({"uri": "x"})]), ANSWER), "image_path"),
-        (chat(("user", [url("data:image/png;base64,===")]), ANSWER), "data_uri"),
-        (chat(("user", "x"), ANSWER, tools=[{"name": "f"}]), "tools"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tools"),
-        ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, "weight"),
-    ],
-)
-def test_messages_that_cannot_be_learned(record, expected):
-    assert reason("messages", record) == expected
-
-
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
@@ -186,6 +81,13 @@ def test_messages_that_cannot_be_learned(record, expected):
         ({"problem": "p", "solution": "s", "messages": "ignored"}, ("p", "s")),
         ({"problem": "an <image> tag", "solution": "s", "image": "x.png"}, ("an <image> tag", "s")),
         ({"question": "q", "answer": 3}, ("q", "3")),
+        ({"problem": "p", "answer": "a"}, ("p", "a")),
+        ({"problem": "p", "solution": None, "answer": "a"}, ("p", "a")),
+        ({"problem": "p", "question": "same", "answer": 27.0}, ("p", "27.0")),
+        ({"question": "q", "solution": ["first", "second"], "final_answer": ["3"]}, ("q", "first")),
+        ({"question": "q", "solution": [], "final_answer": ["3", "4"]}, ("q", "3, 4")),
+        ({"context": "c", "question": "q", "solution": ["s"]}, ("c\n\nq", "s")),
+        ({"context": None, "question": "q", "solution": ["s"]}, ("q", "s")),
     ],
 )
 def test_problem_and_solution(record, expected):
@@ -193,7 +95,7 @@ def test_problem_and_solution(record, expected):
     assert convert("problem_solution", record) == ([("user", user), ("assistant", assistant)], [])
 
 
-@pytest.mark.parametrize("record", [{"problem": "p", "answer": "a"}, {"question": "q"}, {}])
+@pytest.mark.parametrize("record", [{"problem": "p", "final": "a"}, {"question": "q"}, {"answer": "a"}, {}])
 def test_problem_without_solution_names_the_columns(record):
     assert reason("problem_solution", record) == "missing_column"
 
@@ -230,14 +132,67 @@ def test_columns_must_be_there():
     ],
 )  # fmt: skip
 def test_a_rows_own_id(record, expected):
-    assert FORMATS["problem_solution"]({"problem": "p", "solution": "s", **record}, None).id == expected
+    assert read("problem_solution", {"problem": "p", "solution": "s", **record}).id == expected
 
 
 def test_columns_take_the_id_that_the_recipe_names():
     row = {"ask": "a", "say": "b", "sys": None, "key": "k1", "id": "other"}
-    assert FORMATS["columns"](row, COLUMNS).id == "k1"
+    assert read("columns", row, COLUMNS).id == "k1"
 
 
 def test_details_name_what_is_there():
     with pytest.raises(BadRow, match=re.escape("'say'; there are 'ask', 'sys'")):
-        FORMATS["columns"]({"ask": "a", "sys": "b"}, COLUMNS)
+        read("columns", {"ask": "a", "sys": "b"}, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a.png", [Picture("a.png")]), (["a.png", "b.png"], [Picture("a.png"), Picture("b.png")]), (None, []), ("", []),
+        ([], []), (PICTURE, [Picture(PICTURE)]), (DATA_URI, [Picture(PICTURE)]),
+        ({"bytes": PICTURE, "path": "a.png"}, [Picture(PICTURE)]),  # the datasets library's Image
+        ({"bytes": None, "path": "a.png"}, [Picture("a.png")]), ({"url": DATA_URI}, [Picture(PICTURE)]),
+        ({"image_url": {"url": "a.png", "detail": "low"}}, [Picture("a.png")]),
+        ("file:///data/a b.png", [Picture("/data/a b.png")]), ("https://x.org/a.png", [Picture("https://x.org/a.png")]),
+        ({"type": "image", "image": "a.png", "min_pixels": 3136, "max_pixels": 50176.0},
+         [Picture("a.png", 3136, 50176)]),
+        ({"image": "a.png", "max_pixels": None, "resized_height": None}, [Picture("a.png")]),
+        ('["a.png", "b.png"]', [Picture("a.png"), Picture("b.png")]), ("['a.png']", [Picture("a.png")]),
+    ],
+)  # fmt: skip
+def test_a_picture_comes_in_many_forms(value, expected):
+    assert pictures_of(value, "images") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (3, "image_path"), ({"path": None, "bytes": None}, "image_path"), ({"name": "a.png"}, "image_path"),
+        (["a.png", ""], "image_path"), (b"", "image_path"), ("data:image/png;base64,A", "data_uri"),
+        ({"image": "a", "resized_height": 28, "resized_width": 28}, "resized"),
+        ({"image": "a", "min_pixels": "28"}, "pixel_limits"), ({"image": "a", "max_pixels": 0}, "pixel_limits"),
+        ({"image": "a", "max_pixels": 1.5}, "pixel_limits"), ({"image": "a", "max_pixels": True}, "pixel_limits"),
+        ({"image": "a", "max_pixels": float("inf")}, "pixel_limits"),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_a_bad_row(value, expected):
+    with pytest.raises(BadRow) as error:
+        pictures_of(value, "images")
+    assert error.value.reason == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("[]", []), ("['A', 'B']", ["A", "B"]), ('{"a": null}', {"a": None}), ("{'a': None}", {"a": None}),
+        ("[1] is cited", "[1] is cited"), ("[os.system('x')]", "[os.system('x')]"), ("text", "text"), (3, 3),
+        ("[" * 10000, "[" * 10000),
+    ],
+)  # fmt: skip
+def test_lists_in_cells_are_read_and_never_run(cell, value):
+    assert decoded(cell) == value
+
+
+def test_a_bad_row_travels_between_processes():
+    copy = pickle.loads(pickle.dumps(BadRow("video", "no")))
+    assert (copy.reason, copy.detail, str(copy)) == ("video", "no", "video: no")
