@@ -3,6 +3,7 @@
 Axes: B samples, T positions, P image patches, I images, C channels, D bytes of a patch (588 = 3 · 14 · 14).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +54,9 @@ class Batch:
     """(P, D) uint8: an eighth of what the model is given, so that queues and transfers carry little."""
     image_grid_thw: Tensor | None = None
     """(I, 3) int64."""
-    pixel_table: Tensor | None = None
-    """(C, 256) float32: the value of each byte of each channel; there wherever patches are."""
+    image_mean: tuple[float, ...] = ()
+    image_std: tuple[float, ...] = ()
+    """What the channels are normalised with, C numbers each; there wherever patches are."""
     temporal_patch_size: int = 1
     """Frames of a patch; a picture is repeated to fill them."""
 
@@ -71,7 +73,9 @@ class Batch:
         names = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
         inputs = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.patches is not None:
-            inputs["pixel_values"] = normalise(self.patches, self.pixel_table, self.temporal_patch_size)
+            inputs["pixel_values"] = normalise(
+                self.patches, self.image_mean, self.image_std, self.temporal_patch_size
+            )
         return inputs
 
     @property
@@ -88,15 +92,16 @@ class Batch:
         return Batch(**moved)
 
 
-def normalise(patches: Tensor, pixel_table: Tensor, temporal_patch_size: int) -> Tensor:
+def normalise(
+    patches: Tensor, image_mean: Sequence[float], image_std: Sequence[float], temporal_patch_size: int
+) -> Tensor:
     """(P, D) uint8 → (P, temporal_patch_size · D) float32: what vision towers take, bit by bit the image processor's.
 
-    A row holds channel by channel, and in each the same pixels once a frame. `pixel_table`: (C, 256) float32.
+    A row holds channel by channel, and in each the same pixels once a frame.
     """
-    count, channels = len(patches), len(pixel_table)
-    pixels = patches.view(count, channels, patches.shape[1] // channels)
-    values = pixel_table.new_empty(count, channels, temporal_patch_size, pixels.shape[2])
-    for channel, table in enumerate(pixel_table):
-        looked_up = table.index_select(0, pixels[:, channel].flatten().int())
-        values[:, channel] = looked_up.view(count, 1, pixels.shape[2])
-    return values.flatten(1)
+    mean, std = (patches.new_tensor(numbers, dtype=torch.float32)[:, None] for numbers in (image_mean, image_std))
+    # By tensors: CUDA would divide by a plain number as by its rounded reciprocal. The processor multiplies by 1/255 in
+    # float64 and rounds, which for each of the 256 bytes is the same.
+    values = patches.view(len(patches), len(mean), patches.shape[1] // len(mean)).float()
+    values.div_(torch.full_like(mean, 255)).sub_(mean).div_(std)
+    return values[:, :, None].expand(-1, -1, temporal_patch_size, -1).flatten(1)

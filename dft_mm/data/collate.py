@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dft_mm.batch import IGNORE_INDEX, Batch, Example
-from dft_mm.data.images import ImageSettings, blank_patches, pixel_table
+from dft_mm.data.images import ImageSettings, blank_patches
 
 
 class Collator:
@@ -26,7 +26,6 @@ class Collator:
         self._pad = pad_token_id or 0
         self._image = image_token_id
         self._settings = images if image_token_id is not None else None
-        self._table = pixel_table(images) if self._settings else None
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Pad the examples on the right; none at all gives a micro-batch from which nothing is learned.
@@ -65,7 +64,8 @@ class Collator:
             mm_token_type_ids=types,
             patches=torch.cat(patches) if patches else None,
             image_grid_thw=torch.cat(grids) if grids else None,
-            pixel_table=self._table,
+            image_mean=self._settings.image_mean if self._settings else (),
+            image_std=self._settings.image_std if self._settings else (),
             temporal_patch_size=self._settings.temporal_patch_size if self._settings else 1,
         )
 

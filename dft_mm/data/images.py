@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
-from transformers.image_transforms import normalize, rescale
-from transformers.image_utils import ChannelDimension
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from dft_mm.errors import InputError
@@ -29,11 +27,7 @@ MAX_PIXELS = 178_956_970
 """More are refused before they are decoded: a file of a few bytes can claim billions (Pillow's own limit)."""
 # Formats that are pictures and nothing else; Pillow hands some others, such as EPS, to outside programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA", "ICO")
-_RESCALE = 1 / 255
-_FIXED = {
-    "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": int(Image.Resampling.BICUBIC),
-    "rescale_factor": _RESCALE,
-}  # fmt: skip
+_FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 _GRAY = 128
 _GRAY_STEP = {"L;2": 85, "L;4": 17}
 """Brightness of one step of gray in pictures of 4 and 16 levels."""
@@ -349,15 +343,6 @@ def blank_patches(grid: Sequence[int], settings: ImageSettings) -> Tensor:
     """(P, D) uint8 gray patches of the place of a picture that cannot be had; `grid` is frames, rows, columns."""
     frames, rows, columns = grid
     return torch.full((frames * rows * columns, 3 * settings.patch_size**2), _GRAY, dtype=torch.uint8)
-
-
-def pixel_table(settings: ImageSettings) -> Tensor:
-    """(3, 256) float32: what the image processor of transformers makes of each byte, channel by channel."""
-    every = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
-    first = ChannelDimension.FIRST
-    values = rescale(every, _RESCALE, input_data_format=first)
-    values = normalize(values, settings.image_mean, settings.image_std, input_data_format=first)
-    return torch.from_numpy(np.ascontiguousarray(values[:, 0]))
 
 
 def image_hash(data: bytes) -> str:

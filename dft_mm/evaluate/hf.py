@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from dft_mm.batch import normalise
 from dft_mm.config import read_text
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, pixel_table, to_patches
+from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
@@ -149,8 +149,10 @@ class HuggingFace:
             pictures = [_picture(request.question, name) for request in batch for name in request.question.images]
             if pictures:
                 patches, inputs["image_grid_thw"] = to_patches(pictures, self.images)
-                table = pixel_table(self.images).to(self.device)
-                inputs["pixel_values"] = normalise(patches.to(self.device), table, self.images.temporal_patch_size)
+                inputs["pixel_values"] = normalise(
+                    patches.to(self.device), self.images.image_mean, self.images.image_std,
+                    self.images.temporal_patch_size,
+                )  # fmt: skip
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def _cut(self, prompt: Prompt, ids: list[int]) -> Generation:

@@ -30,7 +30,6 @@ from dft_mm.data.images import (
     image_grid,
     image_size,
     load_image,
-    pixel_table,
     to_patches,
 )
 from dft_mm.errors import InputError
@@ -63,7 +62,7 @@ def pixels(folder, picture, name="a.png", **options):
 
 
 def pixel_values(patches, settings=SETTINGS):
-    return normalise(patches, pixel_table(settings), settings.temporal_patch_size)
+    return normalise(patches, settings.image_mean, settings.image_std, settings.temporal_patch_size)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -357,19 +356,25 @@ def test_every_byte_becomes_what_the_processor_of_transformers_makes_of_it():
     oracle = Qwen2VLImageProcessorPil(**(CONFIG | {"max_pixels": 448 * 448}))
     values = oracle(images=[Image.fromarray(array)], return_tensors="np")["pixel_values"].reshape(256, 4, 3, 2 * 196)
     assert (values == values[:, :1, :, :1]).all()
-    table = pixel_table(SETTINGS)
-    assert (table.dtype, table.shape) == (torch.float32, (3, 256))
-    assert np.array_equal(table.numpy(), values[:, 0, :, 0].T)
+    patches = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 3)  # one pixel each
+    ours = normalise(patches, SETTINGS.image_mean, SETTINGS.image_std, 1)
+    assert np.array_equal(ours.numpy(), values[:, 0, :, 0])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_a_picture_is_repeated_to_fill_the_frames_of_its_patches(frames):
     patches = torch.tensor([[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], dtype=torch.uint8)  # 2 pixels a channel
-    table = torch.arange(256.0) + torch.tensor([[0.0], [1000.0], [2000.0]])
-    values = normalise(patches, table, frames).tolist()
-    assert values[0] == [0.0, 1.0] * frames + [1002.0, 1003.0] * frames + [2004.0, 2005.0] * frames
-    assert values[1] == [6.0, 7.0] * frames + [1008.0, 1009.0] * frames + [2010.0, 2011.0] * frames
-    assert normalise(patches[:0], table, frames).shape == (0, 6 * frames)
+    values = normalise(patches, (0, 1, 2), (1 / 255, 1 / 255, 1 / 255), frames).round().int().tolist()
+    assert values[0] == [0, 1] * frames + [2 - 255, 3 - 255] * frames + [4 - 510, 5 - 510] * frames
+    assert values[1] == [6, 7] * frames + [8 - 255, 9 - 255] * frames + [10 - 510, 11 - 510] * frames
+    assert normalise(patches[:0], (0, 1, 2), (1, 1, 1), frames).shape == (0, 6 * frames)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_makes_the_same_bits():
+    every = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 588)
+    assert torch.equal(pixel_values(every.cuda()).cpu(), pixel_values(every))
 
 
 def _targets(node):

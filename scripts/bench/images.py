@@ -1,0 +1,153 @@
+"""Time and stored bytes of preparing pictures beside the image processor of transformers, and whether all bits agree.
+
+    python scripts/bench/images.py --images ../shared/data/mathvision --out images.json
+    python scripts/bench/images.py --sizes 640x480 2048x1536
+
+All start from the same decoded pictures. `ours` is what data workers do and queues carry; `ours, normalised` adds the
+float32 values that the training step makes on its device, here on the CPU; `resizing` is Pillow's alone, which none can
+do without. Contestants take turns, so that a busy machine slows all of them alike; shown are medians over the turns of
+the time for all pictures.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import transformers
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from dft_mm.batch import normalise
+from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+# The numbers of Qwen2.5-VL's preprocessor_config.json.
+QWEN = {
+    "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+}  # fmt: skip
+
+Contestant = Callable[[Image.Image], Any]
+
+
+def contestants(min_pixels: int, max_pixels: int) -> dict[str, Contestant]:
+    """Each makes one picture into what it would keep."""
+    settings = ImageSettings.of({**QWEN, "min_pixels": min_pixels, "max_pixels": max_pixels})
+    processor = Qwen2VLImageProcessorPil(**QWEN, size={"shortest_edge": min_pixels, "longest_edge": max_pixels})
+
+    def ours(picture: Image.Image) -> torch.Tensor:
+        return to_patches([picture], settings)[0]
+
+    def normalised(picture: Image.Image) -> torch.Tensor:
+        return normalise(ours(picture), settings.image_mean, settings.image_std, settings.temporal_patch_size)
+
+    def theirs(picture: Image.Image) -> torch.Tensor:
+        return processor(images=[picture], return_tensors="pt")["pixel_values"]
+
+    def resizing(picture: Image.Image) -> Image.Image:
+        _, rows, columns = image_grid(*picture.size, settings)
+        return picture.resize((14 * columns, 14 * rows), Image.Resampling.BICUBIC)
+
+    return {"ours": ours, "ours, normalised": normalised, "transformers": theirs, "resizing": resizing}
+
+
+def load(folders: list[Path], limit: int) -> list[Image.Image]:
+    """Pictures spread evenly over all that lie below the folders; what cannot be used is told and left out."""
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    pictures = []
+    for path in files[:: max(1, len(files) // limit)][:limit]:
+        try:
+            pictures.append(load_image(path.name, path.parent))
+        except ImageError as error:
+            print(f"left out: {error}")
+    return pictures
+
+
+def noise(sizes: list[str]) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    shapes = [tuple(map(int, size.split("x"))) for size in sizes]
+    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in shapes]
+
+
+def spent(contestant: Contestant, pictures: list[Image.Image]) -> list[float]:
+    """Seconds of each picture."""
+    seconds = []
+    for picture in pictures:
+        start = time.perf_counter()
+        contestant(picture)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, nargs="*", default=[], help="folders of pictures")
+    parser.add_argument("--sizes", nargs="*", default=[], help="sizes of pictures of noise, as 640x480")
+    parser.add_argument("--limit", type=int, default=200, help="largest number of pictures from the folders")
+    parser.add_argument("--min-pixels", type=int, default=3136)
+    parser.add_argument("--max-pixels", type=int, default=1003520)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, as in a data worker")
+    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    pictures = load(args.images, args.limit) + noise(args.sizes)
+    if not pictures:
+        parser.error("no pictures: give --images FOLDER or --sizes 640x480")
+    makers = contestants(args.min_pixels, args.max_pixels)
+    ours, normalised, theirs = (makers[name] for name in ("ours", "ours, normalised", "transformers"))
+    equal = sum(torch.equal(normalised(picture), theirs(picture)) for picture in pictures)
+    kept = {"ours": sum(ours(picture).nbytes for picture in pictures)}
+    kept["ours, normalised"] = kept["transformers"] = sum(normalised(picture).nbytes for picture in pictures)
+
+    turns: dict[str, list[list[float]]] = {name: [] for name in makers}
+    for turn in range(args.repeats + 1):
+        for name, maker in makers.items():
+            seconds = spent(maker, pictures)
+            if turn:  # the first turn warms up
+                turns[name].append(seconds)
+    typical = {name: np.median(seconds, axis=0) for name, seconds in turns.items()}  # of each picture
+    rows = [
+        {
+            "name": name,
+            "ms": 1000 * (total := statistics.median(map(sum, turns[name]))),
+            "of_transformers": total / statistics.median(map(sum, turns["transformers"])),
+            "of_transformers_a_picture": float(np.median(typical[name] / typical["transformers"])),
+            "kept_bytes": kept.get(name),
+            "kept_of_transformers": kept[name] / kept["transformers"] if name in kept else None,
+        }
+        for name in makers
+    ]
+    megapixels = sum(picture.width * picture.height for picture in pictures) / 1e6
+    print(f"{len(pictures)} pictures, {megapixels:.1f} megapixels; bitwise equal: {equal} of {len(pictures)}")
+    print(f"{'':18}{'ms':>9}{'of theirs':>11}{'median picture':>16}{'kept MiB':>10}{'of theirs':>11}")
+    for row in rows:
+        bytes_ = "" if row["kept_bytes"] is None else (
+            f"{row['kept_bytes'] / 2**20:10.1f}{row['kept_of_transformers']:11.3f}"
+        )  # fmt: skip
+        print(
+            f"{row['name']:18}{row['ms']:9.1f}{row['of_transformers']:11.3f}"
+            f"{row['of_transformers_a_picture']:16.3f}{bytes_}"
+        )
+    if args.out:
+        setting = {name: value for name, value in vars(args).items() if name != "out"}
+        machine = {
+            "transformers": transformers.__version__, "pillow": PIL.__version__, "torch": torch.__version__,
+            "machine": platform.machine(),
+        }  # fmt: skip
+        found = {"pictures": len(pictures), "megapixels": megapixels, "bitwise_equal": equal, "results": rows}
+        text = json.dumps({"setting": setting, "machine": machine, **found}, indent=2, default=str)
+        args.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
