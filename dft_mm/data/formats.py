@@ -8,6 +8,7 @@ import ast
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -147,8 +148,8 @@ def split_marks(text: str) -> list[Message]:
 
 
 def empty(value: Any) -> bool:
-    """Whether a cell holds nothing; columns that a row does not use are empty in tables."""
-    return value is None or value == "" or value == []
+    """Whether a cell holds nothing; columns that a row does not use are empty in tables, or not a number."""
+    return value is None or value == "" or value == [] or (isinstance(value, float) and math.isnan(value))
 
 
 def text_of(record: Record, key: str, missing: str = "missing_column") -> str:
@@ -158,10 +159,10 @@ def text_of(record: Record, key: str, missing: str = "missing_column") -> str:
     value = record[key]
     if isinstance(value, str):
         return value
+    if empty(value):
+        return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if value is None:
-        return ""
     raise BadRow("not_text", f"{key!r} is a {type(value).__name__}, not a text")
 
 

@@ -177,8 +177,9 @@ def _parts(number: int, turn: Turn) -> list[Mapping[str, Any]]:
     return [text_part(content)] if isinstance(content, str) else content or []
 
 
-def _kind(part: Any) -> Any:
-    return part.get("type") if isinstance(part, Mapping) else None
+def _kind(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return kind if isinstance(kind, str) or kind is None else repr(kind)
 
 
 def _message(number: int, turn: Turn, parts: list[Any], places: _Places) -> Message:

@@ -109,11 +109,12 @@ def test_messages_that_cannot_be_learned(record, expected):
 
 
 @pytest.mark.parametrize("key", ["train", "loss", "loss_mask", "loss_weight", "weight"])
-@pytest.mark.parametrize(("value", "kept"), [(0, False), (False, False), (0.0, False), (1.0, True), (True, True), (None, True)])
-def test_every_name_for_what_is_learned(key, value, kept):
+@pytest.mark.parametrize(("values", "expected"), [((0, False, 0.0), ["b"]), ((1, True, 1.0, None), ["a", "b"])])
+def test_every_name_for_what_is_learned(key, values, expected):
     record = chat(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
-    record["messages"][1][key] = value
-    assert learned(read("messages", record)) == (["a", "b"] if kept else ["b"])
+    for value in values:
+        record["messages"][1][key] = value
+        assert learned(read("messages", record)) == expected
 
 
 def test_a_user_is_never_learned():
@@ -225,7 +226,8 @@ QA = [("user", "q"), ("assistant", "a")]
         ({"prompt": [USER], "completion": [REPLY]}, QA, ["a"]),
         ({"prompt": [USER], "completion": REPLY}, QA, ["a"]),
         ({"prompt": "q", "completion": [REPLY]}, QA, ["a"]),
-        ({"query": "q", "response": "a", "history": [["x", "y"]]}, [("user", "x"), ("assistant", "y"), *QA], ["y", "a"]),
+        ({"query": "q", "response": "a", "history": [["x", "y"]]}, [("user", "x"), ("assistant", "y"), *QA],
+         ["y", "a"]),
         ({"prompt": [USER, REPLY, NEXT], "completion": [LAST]}, [*QA, ("user", "r"), ("assistant", "b")], ["b"]),
         ({"prompt": [USER], "completion": [REPLY, NEXT, LAST]}, [*QA, ("user", "r"), ("assistant", "b")], ["a", "b"]),
         ({"prompt": "q", "completion": "a", "images": ["p"]}, [("user", "~q"), ("assistant", "a")], ["a"]),
@@ -269,7 +271,8 @@ def test_the_chosen_side_is_learned_and_what_was_asked_is_not(record, turns, ans
 
 def test_weights_of_the_rows_own_go_before_what_is_asked():
     weighed = [USER, REPLY | {"loss_weight": 1.0}, NEXT, LAST | {"loss_weight": 1.0}]
-    assert learned(read("preference", {"chosen_messages": weighed, "rejected_messages": [*weighed[:3], BAD]})) == ["a", "b"]
+    row = {"chosen_messages": weighed, "rejected_messages": [*weighed[:3], BAD]}
+    assert learned(read("preference", row)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("label", [False, 0, "false"])
@@ -284,7 +287,8 @@ def test_a_row_that_was_not_chosen_is_no_bad_row(label):
         ({"messages": [USER, REPLY], "label": None}, "label"), ({"messages": [USER, REPLY], "label": 2}, "label"),
         ({"messages": [USER, REPLY]}, "label"), ({"chosen": "a", "rejected": "b"}, "missing_column"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "no_answer"), ({"label": True}, "messages"),
-        ({"prompt": "q", "chosen": None, "rejected": "b"}, "no_answer"), ({"messages": [USER, REPLY], "label": []}, "label"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "no_answer"),
+        ({"messages": [USER, REPLY], "label": []}, "label"),
     ],
 )  # fmt: skip
 def test_preferences_that_cannot_be_learned(record, expected):

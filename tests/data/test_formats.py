@@ -1,6 +1,7 @@
 """The flat layouts, and the forms in which a row carries its pictures."""
 
 import base64
+import math
 import pickle
 import re
 
@@ -88,6 +89,7 @@ def test_wethink_rows_that_cannot_be_learned(record, expected):
         ({"question": "q", "solution": [], "final_answer": ["3", "4"]}, ("q", "3, 4")),
         ({"context": "c", "question": "q", "solution": ["s"]}, ("c\n\nq", "s")),
         ({"context": None, "question": "q", "solution": ["s"]}, ("q", "s")),
+        ({"problem": "p", "solution": math.nan, "answer": 3}, ("p", "3")),
     ],
 )
 def test_problem_and_solution(record, expected):
@@ -179,6 +181,13 @@ def test_what_is_no_picture_is_a_bad_row(value, expected):
     with pytest.raises(BadRow) as error:
         pictures_of(value, "images")
     assert error.value.reason == expected
+
+
+def test_an_empty_cell_of_a_table_is_no_text():
+    """Tables made by pandas write nan where there is nothing."""
+    assert reason("problem_solution", {"problem": "p", "solution": math.nan}) == "no_answer"
+    assert reason("problem_solution", {"problem": math.nan, "solution": "s"}) == "no_question"
+    assert pictures_of(math.nan, "images") == []
 
 
 @pytest.mark.parametrize(

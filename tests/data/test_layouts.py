@@ -2,13 +2,15 @@
 
 import json
 import pickle
+import random
+from collections import Counter
 
 import pytest
 from reading import learned, shown, sources
 
 from dft_mm.config import SourceConfig
 from dft_mm.data.formats import BadRow, NotChosen
-from dft_mm.data.layouts import READERS, RULES, choose_layout
+from dft_mm.data.layouts import READERS, RULES, Layout, choose_layout
 from dft_mm.data.rows import parse
 from dft_mm.errors import InputError
 
@@ -99,6 +101,66 @@ def test_a_layout_travels_between_processes(tmp_path):
         assert pickle.loads(pickle.dumps(layout)) == layout
 
 
+ODD = [
+    None, True, 0, -1, 1.5, float("nan"), 10**400, "", " ", "[", "{}", "[[]]", "[1, 2]", "<image>", "\ud800", "data:x",
+    "\0", b"", b"x", [], [None], [[]], [{}], ["a", 3], {}, {"a": 1}, {"type": "text"}, {"role": "user"}, {"from": []},
+    {3: 4}, {"function": {"name": "f", "arguments": {1, 2}}}, [{"type": ["x"], "text": 3}], ({},),
+    {"url": {"url": {"url": "x"}}},
+]  # fmt: skip
+RICH = [
+    {"messages": [USER | {"weight": 1}, {"role": "assistant", "content": "a", "reasoning_content": "t", "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}, {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}]}], "tools": [{"name": "f"}], "system": "s",
+     "images": None, "id": 1},
+    {"messages": [{"role": "user", "content": [
+        {"type": "image", "image": "a.png", "min_pixels": 3136}, {"type": "image_url", "image_url": {"url": "b.png"}},
+        {"type": "text", "text": "q"}]}, REPLY | {"train": True}]},
+    SHAREGPT | {"image": ["a.png"]},
+    {"instruction": "q", "input": "r", "output": "a", "history": [["a", "b"]], "system": "s", "images": ["a.png"]},
+    {"prompt": [USER], "chosen": [REPLY], "rejected": [REPLY], "images": [{"bytes": None, "path": "a.png"}]},
+    {"index": "1", "question": "q", "A": "x", "B": "y", "answer": "A", "image": "a.png", "hint": "h", "unit": "m"},
+    {"id": "7", "question": "q", "choices": ["x", "y"], "answer": 1, "image": "i", "lecture": "l", "skill": "s",
+     "split": "test", "solution": "z"},
+]  # fmt: skip
+
+
+def changed(value, rng):
+    """The value with one of the values in it replaced or taken out."""
+    if isinstance(value, dict) and value and rng.random() < 0.85:
+        key = rng.choice(list(value))
+        if rng.random() < 0.1:
+            return {name: inner for name, inner in value.items() if name != key}
+        return value | {key: changed(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.85:
+        number = rng.randrange(len(value))
+        return [*value[:number], changed(value[number], rng), *value[number + 1 :]]
+    return rng.choice(ODD)
+
+
+def test_whatever_a_row_holds_it_is_read_or_refused_with_a_reason(tmp_path):
+    rng = random.Random(0)
+    fates = Counter()
+    for _ in range(6000):
+        row = rng.choice(RICH + [row for _, row in EXAMPLES])
+        for _ in range(rng.randint(1, 3)):
+            row = changed(row, rng)
+        name = rng.choice([rule.format for rule in RULES])
+        if isinstance(row, dict):
+            try:
+                name = choose(tmp_path, row).format if rng.random() < 0.8 else name
+            except InputError:
+                fates["no layout"] += 1
+        try:
+            parse(row, Layout(name))
+            fates["read"] += 1
+        except NotChosen:
+            fates["not chosen"] += 1
+        except BadRow as bad:
+            fates["refused" if bad.reason.isidentifier() and bad.detail else "refused without a reason"] += 1
+    assert min(fates["read"], fates["refused"]) > 500, fates
+    assert "refused without a reason" not in fates
+
+
 # Folders of pictures
 
 
@@ -121,7 +183,8 @@ def test_the_first_folder_is_taken_where_several_have_it(tmp_path):
     (tmp_path / "data/images").mkdir(parents=True)
     for place in ("a.png", "data/a.png", "data/images/a.png"):
         (tmp_path / place).touch()
-    assert choose(tmp_path / "data", {"question": "q", "answer": "a", "image": "a.png"}).images == str(tmp_path / "data")
+    row = {"question": "q", "answer": "a", "image": "a.png"}
+    assert choose(tmp_path / "data", row).images == str(tmp_path / "data")
 
 
 def test_no_folder_is_looked_for_where_the_recipe_names_it_or_a_path_leaves_it(tmp_path):
@@ -156,8 +219,10 @@ QA = [("user", "q"), ("assistant", "a")]
          {"ask": "q", "say": "a", "sys": "s", "past": [["x", "y"]]}, "alpaca",
          [("system", "s"), ("user", "x"), ("assistant", "y"), *QA]),
         ({"formatting": "sharegpt"}, SHAREGPT, "sharegpt", QA),
-        ({"formatting": "sharegpt", "columns": {"messages": "dialog"}, "tags": TAGS}, {"dialog": DIALOG}, "sharegpt", QA),
-        ({"formatting": "sharegpt", "columns": {"messages": "dialog", "system": "sys"}, "tags": TAGS | {"system_tag": "god"}},
+        ({"formatting": "sharegpt", "columns": {"messages": "dialog"}, "tags": TAGS}, {"dialog": DIALOG}, "sharegpt",
+         QA),
+        ({"formatting": "sharegpt", "columns": {"messages": "dialog", "system": "sys"},
+          "tags": TAGS | {"system_tag": "god"}},
          {"dialog": [{"who": "god", "what": "s"}, *DIALOG], "sys": "t"}, "sharegpt", [("system", "s"), *QA]),
         ({"formatting": "sharegpt", "columns": {"messages": "dialog", "images": "pics"}, "tags": TAGS},
          {"dialog": [{"who": "me", "what": "q<image>"}, DIALOG[1]], "pics": ["a"], "images": ["no"]}, "sharegpt",
@@ -252,12 +317,13 @@ def test_entries_that_disagree_are_refused_and_equal_ones_are_not(tmp_path):
     write_info(tmp_path, entry, again=entry)
     assert choose(tmp_path, MESSAGES).format == "alpaca"
     write_info(tmp_path, entry, again=entry | {"formatting": "sharegpt"})
-    with pytest.raises(InputError, match="'mine', 'again' say different things of rows.json"):
+    with pytest.raises(InputError, match=r"'mine', 'again' say different things of rows\.json"):
         choose(tmp_path, MESSAGES)
 
 
 @pytest.mark.parametrize(
-    "content", [{"features": {}, "splits": {}}, {"other": {"file_name": "other.json"}}, {"hub": {"hf_hub_url": "a/b"}}, [], {}]
+    "content",
+    [{"features": {}, "splits": {}}, {"other": {"file_name": "other.json"}}, {"hub": {"hf_hub_url": "a/b"}}, [], {}],
 )
 def test_another_dataset_info_is_none_of_these(tmp_path, content):
     (tmp_path / "dataset_info.json").write_text(json.dumps(content))

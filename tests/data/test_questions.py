@@ -127,7 +127,8 @@ def test_a_picture_cannot_be_found_without_what_names_it():
 @pytest.mark.parametrize(
     ("image", "pictures"),
     [
-        (BASE64, [PICTURE]), (f"['{BASE64}', '{BASE64}']", [PICTURE, PICTURE]), (BASE64[:80] + "\n" + BASE64[80:], [PICTURE]),
+        (BASE64, [PICTURE]), (f"['{BASE64}', '{BASE64}']", [PICTURE, PICTURE]),
+        (BASE64[:80] + "\n" + BASE64[80:], [PICTURE]),
         ("pictures/a.png", ["pictures/a.png"]), (BASE64 + "x.png", [BASE64 + "x.png"]),
     ],
 )  # fmt: skip

@@ -109,7 +109,8 @@ def test_the_recipes_system_prompt_leaves_the_tools(system, first):
 
 
 def test_thoughts_stand_before_the_answer():
-    parts = [{"type": "reasoning", "value": "hm"}, {"type": "tool_call", "value": json.dumps(call(ort="x")["function"])}]
+    called = {"type": "tool_call", "value": json.dumps(call(ort="x")["function"])}
+    parts = [{"type": "reasoning", "value": "hm"}, called]
     made = '<tool_call>\n{"name": "wetter", "arguments": {"ort": "x"}}\n</tool_call>'
     expected = f"<think>\nhm\n</think>\n\n{made}"
     assert shown(read("messages", {"messages": [*START, said("assistant", parts)]}))[1] == ("assistant", expected)
