@@ -89,10 +89,10 @@ FAULTS = {
     "a late system prompt": (chat(U, ("system", "x"), A), "late_system"),
     "half a surrogate pair": ('{"messages": [{"role": "user", "content": "\\ud83d"}, '
                               '{"role": "assistant", "content": "x"}]}\n', "lone_surrogate"),
-    "an answer that is not to be learned": ({"messages": [dict(role="user", content="x"),
-                                             dict(role="assistant", content="y", train=False)]}, "no_answer"),
-    "a weight that is neither 0 nor 1": ({"messages": [dict(role="user", content="x"),
-                                          dict(role="assistant", content="y", weight=0.5)]}, "weight"),
+    "an answer that is not to be learned": ({"messages": [{"role": "user", "content": "x"},
+                                             {"role": "assistant", "content": "y", "train": False}]}, "no_answer"),
+    "a weight that is neither 0 nor 1": ({"messages": [{"role": "user", "content": "x"},
+                                          {"role": "assistant", "content": "y", "weight": 0.5}]}, "weight"),
     "a video": (chat(("user", [{"type": "video", "video": "v.mp4"}, {"type": "text", "text": "x"}]), A), "video"),
     # the pictures
     "a picture that is not there": (pictured("gone.png"), "missing_image"),
@@ -174,7 +174,7 @@ def test_a_fault_is_quarantined_with_file_row_and_reason(prepared, fault):
 
 
 def test_the_good_rows_around_are_untouched(prepared):
-    path, manifest, refused, dataset = prepared
+    _path, manifest, refused, dataset = prepared
     assert len(refused) == len(FAULTS)
     assert manifest["sources"][0]["kept"] == len(dataset) == len(FAULTS) + 1
     assert [dataset.meta(n)["row"] for n in range(len(dataset))] == list(range(0, 2 * len(FAULTS) + 1, 2))
