@@ -107,7 +107,7 @@ def _prompt(record: Record, entry: Entry | None) -> list[Turn]:
 
 def _chat_turns(record: Record, entry: Entry | None) -> list[Turn]:
     column = entry.messages if entry else next((name for name in CHATS if name in record), CHATS[0])
-    turns = turns_of(record.get(column), entry)
+    turns = turns_of(decoded(record.get(column)), entry)
     if turns is None:
         raise BadRow("messages", f"{column!r} is not a list of messages")
     return turns

@@ -11,7 +11,7 @@ from typing import Any
 
 from dft_mm.config import SourceConfig
 from dft_mm.data.formats import BadRow, Conversation, Message
-from dft_mm.data.layouts import Layout, choose_layout
+from dft_mm.data.layouts import Layout
 from dft_mm.data.tools import DEFAULT_SYSTEM
 from dft_mm.errors import InputError
 
@@ -143,17 +143,11 @@ def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()
 
 
-def parse(value: Any, layout: Layout | SourceConfig, system: str | None = None) -> Conversation:
+def parse(value: Any, layout: Layout, system: str | None = None) -> Conversation:
     """Convert and check one row; `system` takes the place of its own system prompt, an empty one takes it away.
 
     Raises BadRow, or NotChosen for a row that is not to be learned.
     """
-    if isinstance(layout, SourceConfig):  # until prepare chooses a layout once a file
-        value, source = value.value, layout
-        rows = [value] if isinstance(value, dict) else []
-        layout = choose_layout(source, Path(source.path), rows) if rows else Layout("wethink")
-        conversation = parse(value, layout, source.system)
-        return replace(conversation, images=[picture.source for picture in conversation.images])
     if isinstance(value, BadRow):
         raise value
     if not isinstance(value, dict):

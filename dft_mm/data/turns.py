@@ -13,7 +13,6 @@ from dft_mm.data.formats import (
     Message,
     Picture,
     Record,
-    decoded,
     limited,
     own_id,
     picture_of,
@@ -83,9 +82,8 @@ def _tags_of(entry: Entry) -> _Tags:
 
 
 def turns_of(value: Any, entry: Entry | None) -> list[Turn] | None:
-    """The turns of a list of messages or of a single one; None for what is neither."""
-    given = decoded(value)
-    given = [given] if isinstance(given, Mapping) else given
+    """The turns of a list of messages or of a single one; None for what is neither, such as a text."""
+    given = [value] if isinstance(value, Mapping) else value
     if not isinstance(given, list) or not all(isinstance(turn, Mapping) for turn in given):
         return None
     tags = _tags_of(entry) if entry else None

@@ -214,6 +214,13 @@ def test_alpaca_rows_that_cannot_be_learned(record, expected):
     assert reason("alpaca", record) == expected
 
 
+@pytest.mark.parametrize("answer", ['{"role": "user", "content": "x"}', "[1, 2]", '[{"from": "gpt", "value": "x"}]'])
+def test_an_answer_in_json_is_text(answer):
+    assert learned(read("alpaca", {"instruction": "i", "output": answer})) == [answer]
+    assert learned(read("prompt_completion", {"prompt": "p", "completion": answer})) == [answer]
+    assert learned(read("preference", {"prompt": answer, "chosen": answer, "rejected": "x"})) == [answer]
+
+
 USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 NEXT, LAST = {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}
 QA = [("user", "q"), ("assistant", "a")]

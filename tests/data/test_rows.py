@@ -1,10 +1,12 @@
 import json
 
 import pytest
+from reading import reason, sources
 
 from dft_mm.config import SourceConfig
 from dft_mm.data.formats import BadRow
-from dft_mm.data.rows import Record, parse, read_records
+from dft_mm.data.layouts import Layout
+from dft_mm.data.rows import parse, read_records
 from dft_mm.errors import InputError
 
 GOOD = {"problem": "p", "solution": "s"}
@@ -115,11 +117,7 @@ def test_a_folder_or_nothing_at_all_is_no_file(tmp_path):
 
 
 def refusal(messages, images=()):
-    record = Record(1, 0, {"messages": messages, "images": list(images)})
-    try:
-        parse(record, SourceConfig(path="a.jsonl", format="messages"))
-    except BadRow as bad:
-        return bad.reason
+    return reason("messages", {"messages": messages, "images": list(images)})
 
 
 def said(*turns):
@@ -166,7 +164,7 @@ def test_a_picture_alone_is_a_question():
 @pytest.mark.parametrize("value", [[], "x", 3, None])
 def test_a_row_is_an_object(value):
     with pytest.raises(BadRow) as error:
-        parse(Record(1, 0, value), source("a.jsonl"))
+        parse(value, Layout("messages"))
     assert error.value.reason == "not_object"
 
 
@@ -179,7 +177,8 @@ def test_real_files_are_read_whole(shared):
     }  # fmt: skip
     for name, count in expected.items():
         where = source(shared / "data" / name)
-        assert sum(bool(parse(record, where).messages) for record in read_records(where)) == count
+        layout = Layout("problem_solution")
+        assert sum(bool(parse(record.value, layout).messages) for record in read_records(where)) == count
         path = shared / "data" / name
         if path.suffix == ".json":
             assert [record.value for record in read_records(where)] == json.loads(path.read_text())
@@ -189,8 +188,8 @@ def test_the_marks_of_llamafactorys_demo_meet_their_pictures(shared):
     where = SourceConfig(path=str(shared / "data/train_llamafactory_demo/mllm_demo.json"), format="messages")
     rows = json.loads((shared / "data/train_llamafactory_demo/mllm_demo.json").read_text())
     for record, row in zip(read_records(where), rows, strict=True):
-        conversation = parse(record, where)
-        assert list(conversation.images) == row["images"]
+        conversation = parse(record.value, Layout("messages"))
+        assert sources(conversation) == row["images"]
         assert [m["role"] for m in conversation.messages] == [m["role"] for m in row["messages"]]
         shown = [
             "".join(part.get("text", "<image>") for part in message["content"]) for message in conversation.messages

@@ -121,6 +121,15 @@ def test_thoughts_stand_before_the_answer():
     assert shown(read("messages", {"messages": [*START, said("assistant", parts)]}))[1] == ("assistant", expected)
 
 
+def test_a_call_after_a_thought_after_a_text():
+    parts = [
+        {"type": "text", "value": "a"}, {"type": "reasoning", "value": "hm"},
+        {"type": "tool_call", "value": '{"name": "f"}'},
+    ]  # fmt: skip
+    expected = 'a<think>\nhm\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    assert shown(read("messages", {"messages": [*START, said("assistant", parts)]}))[1] == ("assistant", expected)
+
+
 def test_a_picture_that_a_tool_returns():
     turns = [said("assistant", "", tool_calls=[call(ort="x")]), said("tool", "see <image>"), said("assistant", "a")]
     conversation = read("messages", {"messages": [*START, *turns], "images": ["map.png"]})
