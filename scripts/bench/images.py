@@ -5,8 +5,8 @@
 
 All start from the same decoded pictures. `ours` is what data workers do and queues carry; `ours, normalised` adds the
 float32 values that the training step makes on its device, here on the CPU; `resizing` is Pillow's alone, which none can
-do without. Contestants take turns, so that a busy machine slows all of them alike; shown are medians over the turns of
-the time for all pictures.
+do without. Contestants take turns at each picture, so that a busy machine slows all of them alike; a picture's time is
+the median of its turns.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,11 @@ def noise(sizes: list[str]) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in shapes]
 
 
-def spent(contestant: Contestant, pictures: list[Image.Image]) -> list[float]:
-    """Seconds of each picture."""
-    seconds = []
-    for picture in pictures:
-        start = time.perf_counter()
-        contestant(picture)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def spent(contestant: Contestant, picture: Image.Image) -> float:
+    """Milliseconds."""
+    start = time.perf_counter()
+    contestant(picture)
+    return 1000 * (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -109,19 +107,17 @@ def main() -> None:
     kept = {"ours": sum(ours(picture).nbytes for picture in pictures)}
     kept["ours, normalised"] = kept["transformers"] = sum(normalised(picture).nbytes for picture in pictures)
 
-    turns: dict[str, list[list[float]]] = {name: [] for name in makers}
-    for turn in range(args.repeats + 1):
-        for name, maker in makers.items():
-            seconds = spent(maker, pictures)
-            if turn:  # the first turn warms up
-                turns[name].append(seconds)
-    typical = {name: np.median(seconds, axis=0) for name, seconds in turns.items()}  # of each picture
+    typical: dict[str, list[float]] = {name: [] for name in makers}  # ms of each picture
+    for picture in pictures:
+        turns = [[spent(maker, picture) for maker in makers.values()] for _ in range(args.repeats + 1)]
+        for name, times in zip(makers, zip(*turns[1:])):  # the first turn warms up
+            typical[name].append(statistics.median(times))
     rows = [
         {
             "name": name,
-            "ms": 1000 * (total := statistics.median(map(sum, turns[name]))),
-            "of_transformers": total / statistics.median(map(sum, turns["transformers"])),
-            "of_transformers_a_picture": float(np.median(typical[name] / typical["transformers"])),
+            "ms": sum(typical[name]),
+            "of_transformers": sum(typical[name]) / sum(typical["transformers"]),
+            "of_transformers_a_picture": statistics.median(map(truediv, typical[name], typical["transformers"])),
             "kept_bytes": kept.get(name),
             "kept_of_transformers": kept[name] / kept["transformers"] if name in kept else None,
         }
