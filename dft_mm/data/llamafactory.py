@@ -68,15 +68,12 @@ def find_entry(file: Path, source: SourceConfig) -> Entry | None:
         entries = json.loads(info.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{info} cannot be read: {error}; mend it, or name the `format` of {file.name}") from error
-    # The datasets library writes another file of this name beside its tables.
-    if not isinstance(entries, dict) or "features" in entries or "splits" in entries:
-        return None
-    here = file.resolve()
+    # The datasets library writes another file of this name beside its tables; nothing in it has a file_name.
     named = {
         name: entry
-        for name, entry in entries.items()
+        for name, entry in (entries.items() if isinstance(entries, dict) else ())
         if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
-        and (info.parent / entry["file_name"]).resolve() in (here, here.parent)
+        and (info.parent / entry["file_name"]).resolve() == file.resolve()
     }  # fmt: skip
     found = [_read(f"{info}: {name!r}", name, entry, source) for name, entry in named.items()]
     said = {tuple(getattr(entry, field.name) for field in fields(Entry)[1:]) for entry in found}

@@ -323,8 +323,11 @@ def test_entries_that_disagree_are_refused_and_equal_ones_are_not(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [{"features": {}, "splits": {}}, {"other": {"file_name": "other.json"}}, {"hub": {"hf_hub_url": "a/b"}}, [], {}],
-)
+    [
+        {"features": {"file_name": {"dtype": "string"}}, "splits": {}}, {"other": {"file_name": "other.json"}},
+        {"hub": {"hf_hub_url": "a/b"}}, [], {},
+    ],
+)  # fmt: skip
 def test_another_dataset_info_is_none_of_these(tmp_path, content):
     (tmp_path / "dataset_info.json").write_text(json.dumps(content))
     assert choose(tmp_path, MESSAGES).entry is None

@@ -8,7 +8,9 @@ import pytest
 from reading import learned, read, reason, shown
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from dft_mm.data.render import Renderer
 from dft_mm.data.tools import DEFAULT_SYSTEM
+from dft_mm.model.load import load_processing
 
 TEMPLATE = (Path(__file__).parent / "qwen2_5_instruct.jinja").read_text()
 TOOLS = [
@@ -93,6 +95,18 @@ def test_calls_are_learned_and_responses_are_not():
     assert [text[:7] for text in learned(conversation)] == ["Moment.", "kalt"]
     assert "<tool_call>" in learned(conversation)[0]
     assert [role for role, _ in shown(conversation)] == ["system", "user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+def test_the_ids_of_a_row_with_tools_are_those_of_the_template(turns):
+    """The tokenizer has single tokens for `<tool_call>` and its like; the mask covers the answers and their ends."""
+    tokenizer = load_processing("builtin:tiny-lm").tokenizer
+    conversation = read("messages", {"messages": [*START, *turns], "tools": TOOLS})
+    rendered = Renderer(tokenizer, TEMPLATE).render(conversation.messages)
+    expected = official([*START, *turns], TOOLS)
+    assert rendered.ids.tolist() == tokenizer(expected, add_special_tokens=False).input_ids
+    answers = "".join(f"{text}<|im_end|>" for text in learned(conversation))
+    assert tokenizer.decode(rendered.ids[rendered.supervised]) == answers
 
 
 def test_a_call_that_is_not_learned():
