@@ -26,6 +26,7 @@ _FOREIGN = {
     b"PK\x03\x04": "is a zip archive or an .xlsx sheet; unpack it, or save the sheet as CSV",
     b"version https://git-lfs": "is a pointer of Git LFS, not the data; run `git lfs pull`",
 }
+_CHANGED = "has changed since it was first looked at; start again"
 _TABLE_NAMES = {".parquet", ".arrow", ".feather"}
 _UNREAD = SHEETS | {".zip", ".tar", ".tgz", ".7z", ".rar"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -112,15 +113,17 @@ def split(path: Path, rows: int, work: Path) -> list[Part]:
 
 
 def read(part: Part) -> Iterator[Record]:
-    """The rows of a part; one that cannot be understood is a BadRow in its Record."""
-    rows = _text_rows(part) if part.line else _table_rows(part)
+    """The rows of a part; one that cannot be understood is a BadRow in its Record.
+
+    Raises InputError when the file is gone, damaged or no longer what `split` saw.
+    """
     found = 0
     with _naming(part.path):
-        for record in rows:
+        for record in _text_rows(part) if part.line else _table_rows(part):
             found += 1
             yield record
-    if found != part.rows:
-        raise InputError(f"data: {part.path} has changed while it was read; start again")
+        if found != part.rows:
+            raise Damaged(_CHANGED)
 
 
 def digest(path: Path) -> str:
@@ -188,6 +191,8 @@ def _groups(spans: Iterator[Span], rows: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _text_rows(part: Part) -> Iterator[Record]:
+    if part.real.stat().st_size < part.stop:
+        raise Damaged(_CHANGED)
     with _mapped(part.real) as data:
         line, at = part.line, part.start
         for row, (start, stop) in enumerate(text_files.spans(data, part.kind, part.start, part.stop), part.row):

@@ -15,6 +15,7 @@ JsonKind: TypeAlias = Literal["lines", "list", "map", "values"]
 Span: TypeAlias = tuple[int, int]
 """First byte of a row, and the one after its last."""
 _SEEN = 1000  # members of an object that decide whether it is one row or a map of rows
+_LINE = 1 << 26  # bytes; a first line longer than this is taken for all that the file holds
 _NESTED = 8  # brackets within brackets that one regular expression walks; deeper ones are walked token by token
 _OPENING, _CLOSING = (b"{", b"["), {"list": b"]", "map": b"}"}
 
@@ -52,24 +53,29 @@ def json_kind(data: mmap, at: int) -> JsonKind:
     damaged one if a whole object stands on one of the next two; else a list, a map or objects over many lines begin.
     """
     end, line_end = len(data), _line_end(data, at)
-    closed = _closing(data, at, line_end)
     following = skip_space(data, line_end)
     alone = following == end
-    if closed is not None and not alone:
+    if not alone and _closing(data, at, line_end) is not None:
         return "lines"
     if data[at : at + 1] == b"[":
         return "list"
-    if alone and (closed is None or skip_space(data, closed) < end):
-        return "lines"
-    for _ in range(2):
+    for _ in range(0 if alone else 2):
         if data[following : following + 1] == b"{" and _closing(data, following, _line_end(data, following)):
             return "lines"
         following = skip_space(data, _line_end(data, following))
-    members = list(itertools.islice(items(data, at + 1, end), _SEEN))
+    try:
+        members = list(itertools.islice(items(data, at + 1, end), _SEEN))
+    except Damaged:
+        if alone:
+            return "lines"
+        raise
     stop = members[-1][1]
-    single = data[stop : stop + 1] != b"}" or skip_space(data, stop + 1) == end
+    closed = data[stop : stop + 1] == b"}"
+    several = closed and skip_space(data, stop + 1) < end
+    if alone and (several or (not closed and len(members) < _SEEN)):
+        return "lines"  # of which the one there is is damaged
     rows = all(data[value : value + 1] == b"{" for value in (_plain_end(data, *member) for member in members))
-    return "map" if single and rows else "values"
+    return "map" if rows and not several else "values"
 
 
 def container(data: mmap, at: int, kind: JsonKind) -> Iterator[Span]:
@@ -166,7 +172,7 @@ def _plain_end(data: mmap, at: int, end: int) -> int:
 
 
 def _line_end(data: mmap, at: int) -> int:
-    end = data.find(b"\n", at)
+    end = data.find(b"\n", at, at + _LINE)
     return len(data) if end < 0 else end
 
 

@@ -20,7 +20,7 @@ _LARGE = 8  # a row group of more than so many parts is too long to begin anew f
 def count_rows(path: Path, kind: TableKind) -> int:
     """Rows of a table; Damaged when two of its columns have one name."""
     if kind == "parquet":
-        with pq.ParquetFile(path) as file:
+        with _parquet(path) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
     else:
         with _arrow(path) as (schema, batches):
@@ -33,14 +33,14 @@ def count_rows(path: Path, kind: TableKind) -> int:
 
 def has_large_groups(path: Path, rows: int) -> bool:
     """Whether parts of `rows` rows would read a Parquet file's row groups over and over."""
-    with pq.ParquetFile(path) as file:
+    with _parquet(path) as file:
         groups = range(file.metadata.num_row_groups)
         return any(file.metadata.row_group(group).num_rows > _LARGE * rows for group in groups)
 
 
 def to_arrow(path: Path, sink: Any) -> None:
     """A Parquet file as an Arrow stream, in which a row is found without decoding those before it."""
-    with pq.ParquetFile(path, memory_map=True) as file, pa.ipc.new_stream(sink, file.schema_arrow) as stream:
+    with _parquet(path) as file, pa.ipc.new_stream(sink, file.schema_arrow) as stream:
         for batch in file.iter_batches(_BATCH):
             stream.write_batch(batch)
 
@@ -63,8 +63,12 @@ def _decode(batch: pa.RecordBatch) -> list[Any]:
         return [BadRow("not_utf8" if "UTF8" in str(error) else "broken_value", str(error))]
 
 
+def _parquet(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
 def _parquet_slices(path: Path, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+    with _parquet(path) as file:
         first = 0
         for group in range(file.metadata.num_row_groups):
             last = first + file.metadata.row_group(group).num_rows
