@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from dft_mm.model.load import read_family
+from dft_mm.model.chat_template import FILE, own_template
+from dft_mm.model.load import load_processing, read_family
 
 # Everything beside the weights is copied as it is, so tokenizer, template and processor equal the source's.
 _COPIED = (
@@ -83,6 +84,8 @@ def _write(out: Path, source: Path, provenance: Mapping[str, Any], save: Callabl
     for name in _COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, temporary / name)
+    if own_template(source) is None:  # the default that it was trained with travels along
+        (temporary / FILE).write_text(load_processing(source).chat_template, encoding="utf-8")
     (temporary / "dft_mm.json").write_text(json.dumps(provenance, indent=2, ensure_ascii=False), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)

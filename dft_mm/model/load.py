@@ -17,6 +17,7 @@ from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.families import FAMILIES, Family, family_of
 from dft_mm.model.builtin import BUILTIN, builtin_folder
+from dft_mm.model.chat_template import chat_template
 
 _BUILTIN = "builtin:"
 _ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
@@ -31,8 +32,8 @@ class Processing:
     folder: Path
     family: Family
     tokenizer: PreTrainedTokenizerBase
-    chat_template: str | None
-    """Jinja source, or None where the model has none."""
+    chat_template: str
+    """Jinja source: the model's own, or a default for a base text model without one."""
     image_token: str | None
     """The placeholder that stands for one merged patch; None for text models."""
     image_token_id: int | None
@@ -96,16 +97,8 @@ def load_processing(path: str | Path) -> Processing:
         image_config = _read_json(folder / "preprocessor_config.json")
         image_token_id = AutoConfig.from_pretrained(folder).image_token_id
         image_token = tokenizer.convert_ids_to_tokens(image_token_id)
-    template = _chat_template(folder) or tokenizer.chat_template
+    template = chat_template(folder, family, tokenizer)
     return Processing(folder, family, tokenizer, template, image_token, image_token_id, image_config)
-
-
-def _chat_template(folder: Path) -> str | None:
-    """The template that the processor of transformers would take; a tokenizer knows its own."""
-    jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
-    if jinja.is_file():
-        return read_text(jinja, "chat template")
-    return _read_json(older)["chat_template"] if older.is_file() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
