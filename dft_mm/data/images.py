@@ -226,7 +226,7 @@ def _without_pixels(data: bytes) -> bytes:
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length  # length, kind and checksum are four bytes each
-        if end > len(data) or (pixels and kind == b"fcTL"):  # a second frame begins
+        if pixels and kind == b"fcTL":  # a second frame begins
             break
         if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):  # their checksums are not looked at there
             kept += [data[place : end - 4], struct.pack(">I", zlib.crc32(data[place + 4 : end - 4]))]

@@ -233,12 +233,30 @@ def test_a_size_takes_no_pixel(monkeypatch):
     files = [encoded(kind, rng, 6) for kind in ROUND if kind != "ICO"]
     files.append(png(3, 1, 8, 0, b"abc", late=[(b"tEXt", b"Comment\0hello")]))
 
-    def refuse(*_):
-        raise AssertionError("decoded")
-
+    decoded = []
     for kind in (Image.Image, ImageFile.ImageFile):
-        monkeypatch.setattr(kind, "load", refuse)
+        monkeypatch.setattr(kind, "load", decoded.append)
     assert all(isinstance(image_size(data, "a"), tuple) for data in files)
+    assert not decoded
+
+
+def test_an_icon_is_as_large_as_the_picture_in_it():
+    inner = encoded("PNG", np.random.default_rng(7))
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22)  # its directory says otherwise
+    icon = struct.pack("<HHH", 0, 1, 1) + entry + inner
+    assert decode_image(icon, "a").size == image_size(icon, "a") == (33, 20)
+
+
+def test_an_orientation_after_the_first_frame_of_a_moving_png_is_another_frames():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frame = struct.pack(">IIIIIHHBB", 0, 3, 1, 0, 0, 1, 1, 0, 0)
+    second = [(b"fcTL", struct.pack(">I", 1) + frame[4:]), (b"fdAT", struct.pack(">I", 2) + zlib.compress(b"\0abc"))]
+    moving = png(
+        3, 1, 8, 0, b"abc", (b"acTL", struct.pack(">II", 2, 0)), (b"fcTL", frame),
+        late=[*second, (b"eXIf", exif.tobytes()[6:])],
+    )  # fmt: skip
+    assert decode_image(moving, "a").size == image_size(moving, "a") == (3, 1)
 
 
 def test_a_header_never_says_another_size_than_the_picture_has():
