@@ -179,8 +179,6 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     with _opened(data, name, pixels=False) as image:
         if image.mode == "F":
             raise _unknown_brightness(image, name)
-        if image.format == "ICO":  # its directory may tell another size than the picture in it has
-            image.load()
         width, height = image.size
         turned = image.format != "TIFF" and _orientation(image) in _SWAPPING  # of a TIFF Pillow tells the upright size
         return (height, width) if turned else (width, height)

@@ -147,6 +147,8 @@ def test_gray_without_a_known_scale_is_refused(tmp_path):
     for mode, value in (("F", 0.5), ("I", 70000), ("I", -1)):
         save(tmp_path, Image.new(mode, (2, 2), value), "a.tif")
         assert outcome("a.tif", tmp_path) == "brightness", (mode, value)
+        if mode == "F":
+            assert size_or_reason(image_size, (tmp_path / "a.tif").read_bytes()) == "brightness"
 
 
 def test_cmyk_becomes_rgb(tmp_path):
@@ -235,7 +237,7 @@ def test_a_size_takes_no_pixel(monkeypatch):
 
     decoded = []
     for kind in (Image.Image, ImageFile.ImageFile):
-        monkeypatch.setattr(kind, "load", decoded.append)
+        monkeypatch.setattr(kind, "load", lambda self: decoded.append(self.format))
     assert all(isinstance(image_size(data, "a"), tuple) for data in files)
     assert not decoded
 
