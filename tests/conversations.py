@@ -25,10 +25,11 @@ def as_given_to_transformers(messages):
     ]
 
 
-def official(tokenizer, template, messages, merged=()):
-    """Ids of the whole rendering, image tokens expanded in the text as the processor of transformers does."""
+def official(tokenizer, template, messages, merged=(), **names):
+    """Ids of the whole rendering, image tokens expanded in the text as the processor of transformers does; `names` are
+    for the template."""
     text = tokenizer.apply_chat_template(
-        as_given_to_transformers(messages), chat_template=template, tokenize=False, add_generation_prompt=False
+        as_given_to_transformers(messages), chat_template=template, tokenize=False, **names
     )
     head, *tails = text.split("<|image_pad|>") if merged else [text]
     assert len(tails) == len(merged)

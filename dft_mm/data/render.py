@@ -7,6 +7,7 @@ which characters the template wrote and which the data wrote. Control tokens com
 import copy
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from dft_mm.errors import InputError
+
+log = logging.getLogger("dft_mm")
 
 _VERSION = 2  # a new number when the same conversation gets other ids or another mask
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template writes them
@@ -330,6 +333,7 @@ class Renderer:
             rendered = self.render(_PROBE)
             shape, texts, _ = self._texts(_PROBE)
             text = self._apply_template(shape, texts)
+            bare, prompt = (self._apply_template(shape[:1], texts, ask) for ask in (False, True))
         except RenderError as error:
             raise InputError(f"the model's chat template cannot be used for training: {error.detail}") from error
         whole = tokenizer(text, add_special_tokens=False).input_ids
@@ -337,6 +341,12 @@ class Renderer:
             raise InputError(
                 "the model's tokenizer encodes a conversation piece by piece otherwise than as a whole (it adds a "
                 "space before each piece, or the chat template writes text that melts into the answer): not supported"
+            )
+        if prompt != bare and not text.startswith(prompt):
+            log.warning(
+                "the chat template's generation prompt (%r) is not how it begins an answer in a conversation: "
+                "what is learned will be asked for otherwise",
+                prompt.removeprefix(bare)[-60:],
             )
 
 

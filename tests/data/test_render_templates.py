@@ -1,19 +1,18 @@
 """Any chat template is honoured as it is, or refused."""
 
+import logging
+import random
+from datetime import datetime
+
 import pytest
 from conversations import CHATML, TURNS, official, say, small_tokenizer, supervised_segments
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from official_templates import LLAMA3, LLAMA3_2, OFFICIAL, R1_DISTILL
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
-
-LLAMA3 = (  # the public template of Llama 3 Instruct
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
+from dft_mm.model.load import load_processing
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +34,128 @@ def small():
     )
     tokenizer.add_tokens(["<tool_call>"])
     return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    """A tokenizer for each published template: Qwen2.5's own, and small ones that hold the control tokens."""
+    made = {"Qwen2.5": load_processing("builtin:tiny-lm").tokenizer}
+    for name, it in OFFICIAL.items():
+        special = [AddedToken(t, special=True, normalized=False, rstrip=it.swallows) for t in it.special]
+        made.setdefault(name, small_tokenizer(special, **it.names))
+    return made
+
+
+WORDS = ["two", " lines", "\n\nof", " text", "3.14", " é", "e\u0301", "数学", "😀", "User: x\n\nAssistant:", "[/INST]"]
+
+
+def conversations(it, seed=0, count=200):
+    """Random ones whose answers begin with a letter: what melts into the prompt before is another matter."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        system = it.system and draw.random() < 0.3
+        messages = [say("system", "Be " + "".join(draw.choices(WORDS, k=3)))] if system else []
+        for _ in range(draw.randint(1, 4)):
+            question = "".join(draw.choices(WORDS, k=draw.randint(0, 5)))
+            answer = "a" + "".join(draw.choices(WORDS, k=draw.randint(0, 6)))
+            messages += [say("user", question), say("assistant", answer + draw.choice(["", "\n", "  "]))]
+        yield messages
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_published_template_is_honoured(name, tokenizers):
+    """Ids are those of the whole rendering; learned are the answers, with what the model has to write before them."""
+    it, tokenizer = OFFICIAL[name], tokenizers[name]
+    names = {"date_string": "26 Jul 2024"} if name == "Llama 3.2" else {}
+    renderer, last = Renderer(tokenizer, it.template), Renderer(tokenizer, it.template, supervise="last_answer")
+    for messages in conversations(it):
+        rendered = renderer.render(messages)
+        assert rendered.ids.tolist() == official(tokenizer, it.template, messages, **names)
+        answers = [m["content"][0]["text"] for m in messages if m["role"] == "assistant"]
+        answers = [answer.strip() if it.trims else answer for answer in answers]
+        generated = [it.generated if n == len(answers) - 1 or not it.thinks else "" for n in range(len(answers))]
+        expected = [
+            tokenizer(before + answer + it.end, add_special_tokens=False).input_ids
+            for before, answer in zip(generated, answers)
+        ]
+        assert supervised_segments(rendered) == expected
+        assert supervised_segments(last.render(messages)) == expected[-1:]
+
+
+@pytest.mark.parametrize("name", [name for name in OFFICIAL if name not in ("R1 distilled", "Phi-3")])
+def test_what_comes_before_an_answer_is_the_generation_prompt(name, tokenizers):
+    it, tokenizer = OFFICIAL[name], tokenizers[name]
+    names = {"date_string": "26 Jul 2024"} if name == "Llama 3.2" else {}
+    renderer = Renderer(tokenizer, it.template)
+    for messages in conversations(it, seed=1, count=20):
+        for turns in range(len(messages) % 2 + 2, len(messages) + 1, 2):
+            rendered = renderer.render(messages[:turns])
+            prompt = official(tokenizer, it.template, messages[: turns - 1], add_generation_prompt=True, **names)
+            assert rendered.ids[: len(prompt)].tolist() == prompt
+            assert rendered.supervised[len(prompt)]
+            assert not rendered.supervised[len(prompt) - 1]
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma"])
+def test_a_role_that_a_template_does_not_know_is_named(name, tokenizers):
+    with pytest.raises(RenderError, match=r"[Rr]ole"):
+        Renderer(tokenizers[name], OFFICIAL[name].template).render([say("system", "s"), *TURNS])
+
+
+@pytest.mark.parametrize("name", ["Qwen3", "R1 distilled"])
+def test_thoughts_that_a_template_takes_out_are_refused_and_not_lost(name, tokenizers):
+    renderer = Renderer(tokenizers[name], OFFICIAL[name].template)
+    with pytest.raises(RenderError, match="changes the text"):
+        renderer.render([say("user", "q"), say("assistant", "<think>\na\n</think>\n\nb"), *TURNS])
+
+
+def test_control_tokens_that_swallow_white_space_do_so(tokenizers):
+    """As they do when the tokenizer gets the whole rendering."""
+    tokenizer, template = tokenizers["Phi-3"], OFFICIAL["Phi-3"].template
+    messages = [say("user", " \n\u3000two"), say("assistant", "\n\n of"), say("user", "\x1f"), say("assistant", "  ")]
+    rendered = Renderer(tokenizer, template).render(messages)
+    assert rendered.ids.tolist() == official(tokenizer, template, messages)
+    assert [tokenizer.decode(ids) for ids in supervised_segments(rendered)] == ["of<|end|>", "<|end|>"]
+
+
+def test_tokens_do_not_change_from_day_to_day(llama_tokenizer):
+    rendered = Renderer(llama_tokenizer, LLAMA3_2).render(TURNS)
+    text = llama_tokenizer.decode(rendered.ids)
+    assert "Today Date: 26 Jul 2024\n" in text
+    assert datetime.now().strftime("%d %b %Y") not in text
+
+
+def test_a_template_that_cannot_do_without_todays_date_is_refused(small):
+    with pytest.raises(InputError, match="current date"):
+        Renderer(small, "{{ strftime_now('%Y') }}" + CHATML)
+
+
+def test_a_conversation_asked_otherwise_than_it_is_written_is_said(small, tokenizers, caplog):
+    logging.getLogger("dft_mm").propagate = True
+    ask = "{% if add_generation_prompt %}<|im_start|>HEAD\n{% endif %}"
+    for template, tokenizer, warned in (
+        (CHATML + ask.replace("HEAD", "assistant"), small, False),
+        (CHATML + ask.replace("HEAD", "bot"), small, True),
+        (CHATML, small, False),
+        (R1_DISTILL, tokenizers["R1 distilled"], True),
+    ):
+        caplog.clear()
+        Renderer(tokenizer, template)
+        assert ("generation prompt" in caplog.text) == warned
+
+
+def test_a_template_without_a_generation_prompt_learns_from_the_answer_on(small):
+    """Whatever stands before an answer was written by the template, and nobody asks the model to write it."""
+    rendered = Renderer(small, CHATML).render(TURNS)
+    assert [small.decode(s) for s in supervised_segments(rendered)] == ["one<|im_end|>", "two<|im_end|>"]
+
+
+def test_pieces_that_each_get_a_space_are_refused():
+    backend = Tokenizer(models.BPE(vocab={"▁": 0, "a": 1, "<unk>": 2}, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    with pytest.raises(InputError, match="space before each piece"):
+        Renderer(tokenizer, OFFICIAL["Mistral"].template)
 
 
 def test_llama_3_trims_and_has_one_bos(llama_tokenizer):
