@@ -250,8 +250,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _mend_transparency(image: Image.Image, stored: Any, name: str) -> None:
     """A PNG tells its transparent colour in the depth that it is `stored` in; Pillow holds it against whole bytes."""
     key = image.info.get("transparency")
-    if stored in _GRAY_STEP and isinstance(key, int):
-        image.info["transparency"] = key * _GRAY_STEP[stored] & 255
+    if (step := _GRAY_STEP.get(stored)) and isinstance(key, int):
+        image.info["transparency"] = (key & 255 // step) * step
     if stored == "RGB;16B" and key is not None:
         del image.info["transparency"]
         if (np.asarray(image) == [value >> 8 for value in key]).all(-1).any():

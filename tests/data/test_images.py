@@ -132,6 +132,8 @@ def test_a_transparent_gray_is_told_in_the_depth_of_the_file(depth, packed, expe
     """The transparent step is number 1: of two levels that is white, of four 85, of sixteen 17."""
     data = png(2, 1, depth, 0, bytes([packed]), (b"tRNS", b"\0\x01"))
     assert np.asarray(decode_image(data, "a.png"))[0, :, 0].tolist() == expected
+    wide = png(2, 1, depth, 0, bytes([packed]), (b"tRNS", b"\0\xf1"))  # only the bits of the depth count
+    assert np.array_equal(decode_image(wide, "a.png"), decode_image(data, "a.png"))
 
 
 def test_a_transparent_colour_of_16_bits_is_refused_where_it_could_be_meant(tmp_path):
