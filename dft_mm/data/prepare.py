@@ -76,11 +76,12 @@ class _File:
 
 
 def prepare(
-    config: DataConfig, renderer: Renderer, images: ImageSettings | None, folder: Path, seed: int
+    config: DataConfig, renderer: Renderer, images: ImageSettings | None, folder: Path, seed: int, begun: bool = False
 ) -> dict[str, Any]:
     """Write the index of all sources into `folder`; return the manifest.
 
-    Nothing is read again when no setting and no file changed. A preparation that was interrupted goes on.
+    Nothing is read again when no setting and no file changed. A preparation that was interrupted goes on. `begun`: a run
+    has learned from the index already, so that a picture that changed since does not change it: its row keeps its slot.
 
     Raises:
         InputError: a file cannot be read, too many rows are bad, a row is too long under `too_long: error`, or
@@ -97,7 +98,7 @@ def prepare(
         manifest
         and manifest["settings"] == settings
         and _unchanged(manifest, config, folder)
-        and pictures.unchanged()
+        and (begun or pictures.unchanged())
     ):
         known = {tuple(read["stamp"]): read["sha256"] for read in (manifest or {}).get("inputs", []) if read["stamp"]}
         (folder / "manifest.json").unlink(missing_ok=True)

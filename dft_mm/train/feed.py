@@ -53,7 +53,8 @@ def make_renderer(recipe: Recipe, processing: Processing) -> tuple[Renderer, Ima
 def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
     """Read and check all rows once, into RUN/data; returns the manifest. Nothing is read again when nothing changed."""
     renderer, images = make_renderer(recipe, processing)
-    return prepare(recipe.data, renderer, images, recipe.run_dir / "data", recipe.seed)
+    begun = any((recipe.run_dir / "checkpoints").glob("step-*"))
+    return prepare(recipe.data, renderer, images, recipe.run_dir / "data", recipe.seed, begun)
 
 
 def load_data(recipe: Recipe, processing: Processing) -> RunData:

@@ -198,3 +198,56 @@ def test_an_adapter_in_bfloat16_on_two_ranks_is_trained_saved_and_merged(runs, t
     merged = load_file(tmp_path / "merged/model.safetensors")
     source = load_file(runs.folder / "whole1/export/model.safetensors")
     assert set(merged) == set(source)
+
+
+LOSES = """
+import sys
+from pathlib import Path
+import dft_mm.train.loop as loop
+from dft_mm.__main__ import main
+load, picture = loop.load_data, Path(sys.argv.pop(1))
+def lose(*arguments):
+    data = load(*arguments)
+    picture.unlink(missing_ok=True)
+    return data
+loop.load_data = lose
+sys.exit(main())
+"""
+
+
+def losing(runs, name, *words):
+    """A run whose first picture vanishes after the data was prepared."""
+    command = runs.command(name, 1, *words)
+    command[1:3] = ["-c", LOSES, str(runs.folder / "data/images/0.png")]
+    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_a_picture_that_vanishes_while_training_is_counted_and_its_row_keeps_its_slot(runs):
+    picture = runs.folder / "data/images/0.png"
+    content = picture.read_bytes()
+    try:
+        done = losing(runs, "tolerant", "data.bad_rows=0.1", "data.heldout_fraction=0", "train.max_steps=8")
+        assert done.returncode == 0, done.stderr
+        assert "row-0: missing_image" in done.stderr
+        lines = runs.metrics("tolerant")
+        assert sum(line.get("lost_images", 0) for line in lines) >= 2  # once an epoch
+        assert {line["examples"] for line in lines} == {7}
+
+        picture.write_bytes(content)
+        done = losing(runs, "strict", "data.bad_rows=0", "data.heldout_fraction=0", "train.max_steps=8")
+        assert done.returncode == 2, done.stderr
+        status = runs.status("strict")
+        assert (status["state"], "step" in status["reason"]) == ("failed", True)
+        assert "1 of 24 examples are gone or changed" in status["reason"]
+        assert f"step-{status['step']:08}" in [path.name for path in (runs.folder / "strict/checkpoints").iterdir()]
+
+        code, output = runs("strict", 1, "data.bad_rows=0.1", "data.heldout_fraction=0", "train.max_steps=8")
+        assert code == 2, "the recipe is that of the run"
+        code, output = runs("strict", 1, "data.bad_rows=0", "data.heldout_fraction=0", "train.max_steps=8")
+        assert code == 2, "the index is that of the run, and the picture is still lost"
+        assert "missing_image" in output
+    finally:
+        picture.write_bytes(content)
+    code, output = runs("strict", 1, "data.bad_rows=0", "data.heldout_fraction=0", "train.max_steps=8")
+    assert code == 0, output
+    assert [line["step"] for line in runs.metrics("strict")] == list(range(1, 9))
