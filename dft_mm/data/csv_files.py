@@ -7,7 +7,7 @@ from mmap import mmap
 from typing import Any
 
 from dft_mm.data.formats import BadRow
-from dft_mm.data.json_files import Damaged, Span
+from dft_mm.data.json_files import Damaged, Span, broken
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 _CELL = 2**28  # characters; csv's own 131,072 are less than a picture, and without a limit a lost quote eats the memory
@@ -23,7 +23,7 @@ def delimited(data: mmap, at: int, end: int, delimiter: str) -> Iterator[Span]:
         except csv.Error as error:  # said again, of that row, when it is decoded
             blank = False
             if data.tell() == len(data) and "unexpected end" in str(error):
-                raise Damaged("breaks off or is damaged: a row has a quote that nothing closes", at) from error
+                raise broken("a row has a quote that nothing closes", at) from error
         if not blank:
             yield at, data.tell()
         at = data.tell()
@@ -35,7 +35,7 @@ def header(data: mmap, span: Span, delimiter: str) -> tuple[str, ...]:
     try:
         names = next(_reader(_lines(data[start:stop].decode("utf-8")), delimiter))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise Damaged(f"has a header that cannot be read: {error}", start) from error
+        raise Damaged(f"has a header that cannot be read: {error}; mend it", start) from error
     nameless = [number for number, name in enumerate(names, 1) if not name.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if nameless:

@@ -176,8 +176,7 @@ def _text_parts(path: Path, real: Path, rows: int) -> list[Part]:
         except Damaged as error:
             if error.at is None:
                 raise
-            line = 1 + _newlines(data, 0, error.at)
-            raise Damaged(f"{error} (line {line}); mend it there") from error
+            raise InputError(f"data: {path} (line {1 + _newlines(data, 0, error.at)}) {error}") from error
     return parts
 
 

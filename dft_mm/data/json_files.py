@@ -46,6 +46,11 @@ class Damaged(Exception):
         self.at = at
 
 
+def broken(what: str, at: int) -> Damaged:
+    """What is raised for a text that ends too soon, or whose brackets, quotes or commas do not fit."""
+    return Damaged(f"breaks off or is damaged: {what}; mend it, or fetch it again", at)
+
+
 def json_kind(data: mmap, at: int) -> JsonKind:
     """How a text is laid out that begins with a bracket at `at`; the file's name does not matter.
 
@@ -84,7 +89,7 @@ def container(data: mmap, at: int, kind: JsonKind) -> Iterator[Span]:
     for number, (start, stop) in enumerate(items(data, at + 1, len(data))):
         if start == stop:
             if number or data[stop : stop + 1] != closing:
-                raise Damaged("breaks off or is damaged: an item is missing", stop)
+                raise broken("an item is missing", stop)
             break
         if kind == "map" and (key := _KEY.match(data, start, stop)):
             if key[0] in keys:
@@ -92,10 +97,10 @@ def container(data: mmap, at: int, kind: JsonKind) -> Iterator[Span]:
             keys.add(key[0])
         yield start, stop
     if data[stop : stop + 1] != closing:
-        raise Damaged(f"breaks off or is damaged: expecting ',' or '{closing.decode()}'", stop)
+        raise broken(f"expecting ',' or '{closing.decode()}'", stop)
     rest = skip_space(data, stop + 1)
     if rest < len(data):
-        raise Damaged(f"breaks off or is damaged: there is text after the '{closing.decode()}' that ends it", rest)
+        raise broken(f"there is text after the '{closing.decode()}' that ends it", rest)
 
 
 def items(data: mmap, at: int, end: int) -> Iterator[Span]:
@@ -114,9 +119,9 @@ def _item_end(data: mmap, at: int, end: int) -> int:
     if data[at : at + 1] in _OPENING and at < end:
         at = _plain_end(data, _close(data, at, end), end)
         if data[at : at + 1] in _OPENING and at < end:
-            raise Damaged("breaks off or is damaged: a comma is missing", at)
+            raise broken("a comma is missing", at)
     if data[at : at + 1] == b'"' and at < end:
-        raise Damaged("breaks off or is damaged: a quote opens that nothing closes", at)
+        raise broken("a quote opens that nothing closes", at)
     return at
 
 
@@ -124,7 +129,7 @@ def values(data: mmap, at: int, end: int) -> Iterator[Span]:
     """Objects one after the other, each over as many lines as it likes."""
     while (at := _SPACE.match(data, at, end).end()) < end:
         if data[at : at + 1] != b"{":
-            raise Damaged("is damaged: expecting another object", at)
+            raise broken("expecting another object", at)
         stop = _close(data, at, end)
         yield at, stop
         at = stop
@@ -148,7 +153,7 @@ def skip_space(data: mmap, at: int) -> int:
 def _close(data: mmap, at: int, end: int) -> int:
     stop = _closing(data, at, end)
     if stop is None:
-        raise Damaged("breaks off or is damaged: a bracket opens that nothing closes", at)
+        raise broken("a bracket opens that nothing closes", at)
     return stop
 
 

@@ -84,7 +84,7 @@ def test_a_damaged_row_costs_itself_alone(tmp_path, row, reason):
         (b"a\xff,b\n1,2\n", "header that cannot be read"),
         ('"a"x,b\n1,2\n', "header that cannot be read"),
         ("a,b\r1,2\r3,4\r", "header that cannot be read"),
-        ('a,b\n1,2\n3,"4\n5,6\n', "a row has a quote that nothing closes.*line 3"),
+        ('a,b\n1,2\n3,"4\n5,6\n', r"\(line 3\) .*a row has a quote that nothing closes"),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
     ],
 )

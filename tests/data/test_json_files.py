@@ -163,6 +163,12 @@ def test_a_damaged_line_costs_itself_alone(tmp_path, damaged, reason):
             assert values(path, tmp_path, size) == expected, place
 
 
+@pytest.mark.parametrize(("damaged", "reason"), LINES[:5])
+def test_a_file_of_one_damaged_line_is_one_refused_row(tmp_path, damaged, reason):
+    for content in (damaged, b"\n" + damaged + b" \n\n"):
+        assert values(write(tmp_path, content, "a.jsonl"), tmp_path) == [reason]
+
+
 @pytest.mark.parametrize(("damaged", "reason"), ITEMS)
 def test_a_damaged_item_costs_itself_alone(tmp_path, damaged, reason):
     good = b'{"a": [{"b": 1}]}'
@@ -199,20 +205,20 @@ def test_a_refusal_names_what_is_wrong_and_the_physical_line(tmp_path):
         ("[]", "is empty"),
         ("[\n]", "is empty"),
         (b"\xef\xbb\xbf \n", "is empty"),
-        ('[{"a": 1},\n{"a": 2}', r"breaks off or is damaged.*line 2"),
-        ('[{"a": 1},\n{"a": 2},', r"breaks off or is damaged.*line 2"),
-        ('[{"a": 1},\n\n{"a": [2}', r"breaks off or is damaged.*line 3"),
-        ('[{"a": 1},\n{"a": "2}]', r"breaks off or is damaged.*line 2"),
-        ('[{"a": 1},\n"2]', r"a quote opens.*line 2"),
-        ('[\n{"a": 1}\n{"a": 2}\n]', r"a comma is missing.*line 3"),
-        ('[\n{"a": 1},\n,{"a": 2}]', r"an item is missing.*line 3"),
-        ('[\n{"a": 1}] x', "breaks off or is damaged.*text after.*line 2"),
-        ('[\n{"a": 1}} ', r"expecting ',' or ']'.*line 2"),
-        ("[\n1,]", "an item is missing.*line 2"),
-        ('{\n"a": {"x": 1},\n"b": {"x": 2}\n', r"breaks off or is damaged.*line 4"),
-        ('{\n"a": {"x": 1},\n"b": {"x": 2}},', r"expecting another object.*line 3"),
-        ('{\n"a": {"x": 1},\n"b": {"x": 2},\n"a": {}\n}', r"has the key \"a\" twice.*line 4"),
-        ('{\n"a": 1\n}\n{\n"a": 1\n', r"breaks off or is damaged.*line 4"),
+        ('[{"a": 1},\n{"a": 2}', r"\(line 2\) .*breaks off or is damaged"),
+        ('[{"a": 1},\n{"a": 2},', r"\(line 2\) .*breaks off or is damaged"),
+        ('[{"a": 1},\n\n{"a": [2}', r"\(line 3\) .*breaks off or is damaged"),
+        ('[{"a": 1},\n{"a": "2}]', r"\(line 2\) .*breaks off or is damaged"),
+        ('[{"a": 1},\n"2]', r"\(line 2\) .*a quote opens"),
+        ('[\n{"a": 1}\n{"a": 2}\n]', r"\(line 3\) .*a comma is missing"),
+        ('[\n{"a": 1},\n,{"a": 2}]', r"\(line 3\) .*an item is missing"),
+        ('[\n{"a": 1}] x', r"\(line 2\) .*breaks off or is damaged.*text after"),
+        ('[\n{"a": 1}} ', r"\(line 2\) .*expecting ',' or ']'"),
+        ("[\n1,]", r"\(line 2\) .*an item is missing"),
+        ('{\n"a": {"x": 1},\n"b": {"x": 2}\n', r"\(line 4\) .*breaks off or is damaged"),
+        ('{\n"a": {"x": 1},\n"b": {"x": 2}},', r"\(line 3\) .*expecting another object"),
+        ('{\n"a": {"x": 1},\n"b": {"x": 2},\n"a": {}\n}', r'\(line 4\) has the key "a" twice'),
+        ('{\n"a": 1\n}\n{\n"a": 1\n', r"\(line 4\) .*breaks off or is damaged"),
         ('{"a": 1}'.encode("utf-16"), "UTF-16; convert it to UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
         (b"PK\x03\x04" + bytes(30), "unpack it"),
