@@ -6,7 +6,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dft_mm.batch import IGNORE_INDEX, Batch, Example
-from dft_mm.data.images import ImageSettings, blank_patches
+from dft_mm.data.images import ImageSettings
+from dft_mm.data.patches import blank_patches
 
 
 class Collator:

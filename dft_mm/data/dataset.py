@@ -11,9 +11,8 @@ import pyarrow as pa
 import torch
 
 from dft_mm.batch import Example
-from dft_mm.data.images import (
-    ImageError, ImageSettings, blank_patches, decode_image, image_grid, image_hash, read_image, to_patches,
-)  # fmt: skip
+from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_grid, image_hash, read_image
+from dft_mm.data.patches import blank_patches, to_patches
 
 
 class Dataset:

@@ -1,10 +1,11 @@
-"""Picture files → RGB pictures → patches: the one loader of training and evaluation. What cannot be shown to the model
-exactly as it was meant raises ImageError with a reason; nothing is guessed and nothing is replaced.
+"""Picture files → RGB pictures: the one loader of training and evaluation. What cannot be shown to the model exactly as
+it was meant raises ImageError with a reason; nothing is guessed and nothing is replaced.
 """
 
 import functools
 import hashlib
 import io
+import math
 import stat
 import struct
 import warnings
@@ -16,10 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageCms
-from torch import Tensor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from dft_mm.errors import InputError
 
@@ -28,7 +26,7 @@ MAX_PIXELS = 178_956_970
 # Formats that are pictures and nothing else; Pillow hands some others, such as EPS, to outside programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA", "ICO")
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
-_GRAY = 128
+_MOST_ASPECT = 200
 _GRAY_STEP = {"L;2": 85, "L;4": 17}
 """Brightness of one step of gray in pictures of 4 and 16 levels."""
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -295,52 +293,25 @@ def _unknown_brightness(image: Image.Image, name: str) -> ImageError:
 
 def image_grid(width: int, height: int, settings: ImageSettings) -> tuple[int, int, int]:
     """(frames, rows, columns) of patches that a picture of this size becomes; raises ImageError above 200 : 1."""
-    patch = settings.patch_size
-    try:
-        rows, columns = smart_resize(
-            height, width, patch * settings.merge_size, settings.min_pixels, settings.max_pixels
-        )
-    except ValueError as error:
-        raise ImageError("aspect_ratio", f"{width} x {height}: {error}") from error
-    return 1, rows // patch, columns // patch
+    if max(width, height) > _MOST_ASPECT * min(width, height):
+        raise ImageError("aspect_ratio", f"{width} x {height}: above {_MOST_ASPECT} : 1")
+    side = settings.patch_size * settings.merge_size
+    rows, columns = _whole_blocks(height, width, side, settings.min_pixels, settings.max_pixels)
+    return 1, rows * settings.merge_size, columns * settings.merge_size
 
 
-def to_patches(
-    pictures: Sequence[Image.Image], settings: ImageSettings | Sequence[ImageSettings]
-) -> tuple[Tensor, Tensor]:
-    """(P, D) uint8 patches and (I, 3) int64 grids of RGB pictures, resized as the image processor of transformers does.
-
-    D = 3 · patch_size², channel by channel; `batch.normalise` makes the processor's floats of them, eight times the
-    bytes.
-
-    Args:
-        pictures: one at least.
-        settings: of all, or one for each; those may differ in their pixel limits only.
+def _whole_blocks(height: int, width: int, side: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Rows and columns of blocks: `smart_resize` of transformers' processor, written anew (and tested to be the same)
+    because importing it takes two seconds and 140 MiB of every worker process.
     """
-    each = [settings] * len(pictures) if isinstance(settings, ImageSettings) else settings
-    grids = [image_grid(*picture.size, own) for picture, own in zip(pictures, each, strict=True)]
-    side = each[0].patch_size
-    patches = np.empty((sum(rows * columns for _, rows, columns in grids), 3 * side * side), np.uint8)
-    start = 0
-    for picture, own, (_, rows, columns) in zip(pictures, each, grids):
-        end = start + rows * columns
-        _cut(picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC), patches[start:end], own)
-        start = end
-    return torch.from_numpy(patches), torch.tensor(grids)
-
-
-def _cut(picture: Image.Image, patches: np.ndarray, settings: ImageSettings) -> None:
-    """Write a resized picture into its (P, D) patches: blocks in rows, and the patches of each block together."""
-    side, merged = settings.patch_size, settings.merge_size
-    down, across = picture.height // (side * merged), picture.width // (side * merged)
-    pixels = np.asarray(picture).reshape(down, merged, side, across, merged, side, 3)
-    patches.reshape(down, across, merged, merged, 3, side, side)[...] = pixels.transpose(0, 3, 1, 4, 6, 2, 5)
-
-
-def blank_patches(grid: Sequence[int], settings: ImageSettings) -> Tensor:
-    """(P, D) uint8 gray patches of the place of a picture that cannot be had; `grid` is frames, rows, columns."""
-    frames, rows, columns = grid
-    return torch.full((frames * rows * columns, 3 * settings.patch_size**2), _GRAY, dtype=torch.uint8)
+    rows, columns = round(height / side), round(width / side)
+    if rows * columns * side**2 > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        return max(1, math.floor(height / shrink / side)), max(1, math.floor(width / shrink / side))
+    if rows * columns * side**2 < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        return math.ceil(height * grow / side), math.ceil(width * grow / side)
+    return rows, columns
 
 
 def image_hash(data: bytes) -> str:

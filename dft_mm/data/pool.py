@@ -1,6 +1,5 @@
 """Work on all cores: worker processes that are set up once, and end when the process that started them ends."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -69,10 +68,6 @@ def _begin(setup: Any) -> None:
     _setup = setup
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.set_num_threads(1)
 
 
 def _end_with_parent() -> None:

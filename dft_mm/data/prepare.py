@@ -80,8 +80,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the index of all sources into `folder`; return the manifest.
 
-    Nothing is read again when no setting and no file changed. A preparation that was interrupted goes on. `begun`: a run
-    has learned from the index already, so that a picture that changed since does not change it: its row keeps its slot.
+    Nothing is read again when no setting and no file changed. A preparation that was interrupted goes on. `begun`: a
+    run has learned from the index, so that a picture that changed since does not change it: its row keeps its slot.
 
     Raises:
         InputError: a file cannot be read, too many rows are bad, a row is too long under `too_long: error`, or

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from dft_mm.batch import normalise
 from dft_mm.config import read_text
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
+from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image
+from dft_mm.data.patches import to_patches
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request

@@ -27,7 +27,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from dft_mm.batch import normalise
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image, to_patches
+from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image
+from dft_mm.data.patches import to_patches
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # The numbers of Qwen2.5-VL's preprocessor_config.json.

@@ -25,7 +25,7 @@ from PIL import Image
 
 from dft_mm.model.load import load_processing
 
-_WORDS = "the angle of triangle is equal to sum side length area therefore we have first then circle point x y 12 7 45".split()
+_WORDS = ["the", "angle", "of", "triangle", "is", "equal", "to", "side", "length", "area", "so", "x", "12", "7", "y"]
 RECIPE = """
 name: bench
 output: {folder}/run
@@ -127,7 +127,8 @@ def main() -> None:
     first = results["first"]["seconds"]
     print(f"{args.rows} rows, {args.pictures} pictures, {len(os.sched_getaffinity(0))} cores")
     for title, row in results.items():
-        print(f"{title:22}{row['seconds']:9.1f} s{row['seconds'] / first:8.3f} of the first{row['memory_gib']:8.2f} GiB")
+        share = row["seconds"] / first
+        print(f"{title:22}{row['seconds']:9.1f} s{share:8.3f} of the first{row['memory_gib']:8.2f} GiB")
     print(f"{'plain pre-tokenising':22}{peer:9.1f} s{peer / first:8.3f} of the first   (one process, of a twentieth)")
     print(f"the index after the kill is {'the same' if same else 'ANOTHER ONE'}")
     if args.out:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from dft_mm.config import DataConfig
 from dft_mm.data.dataset import Dataset
-from dft_mm.data.images import to_patches
+from dft_mm.data.patches import to_patches
 
 
 def opened(tmp_path, *more, count=6, **options):

@@ -25,13 +25,12 @@ from dft_mm.batch import normalise
 from dft_mm.data.images import (
     ImageError,
     ImageSettings,
-    blank_patches,
     decode_image,
     image_grid,
     image_size,
     load_image,
-    to_patches,
 )
+from dft_mm.data.patches import blank_patches, to_patches
 from dft_mm.errors import InputError
 from dft_mm.model.builtin import IMAGE_PROCESSOR
 
