@@ -168,6 +168,37 @@ def test_every_real_picture_row_equals_the_processor(vl, wethink, official_templ
     assert len(lengths) > 10
 
 
+def test_real_rows_of_many_turns_and_pictures_equal_the_chat_template(shared, vl, vl_renderer, official_template):
+    """Of LLaMA-Factory's and Qwen-VL's own examples, their `<image>` marks as pictures."""
+    llama_factory = shared / "data" / "train_llamafactory_demo"
+    files = [
+        (llama_factory / "mllm_demo.json", "messages", "role", "content"),
+        (llama_factory / "kto_en_demo.json", "messages", "role", "content"),
+        (llama_factory / "glaive_toolcall_en_demo.json", "conversations", "from", "value"),
+        (shared / "data" / "train_qwenvl_demo" / "single_images.json", "conversations", "from", "value"),
+    ]
+    roles, seen = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "user"}, []
+    for file, column, role, content in files:
+        for row in json.loads(file.read_text(encoding="utf-8")):
+            messages = []
+            for turn in row[column]:
+                head, *tails = turn[content].split("<image>")
+                parts = [head, *(part for tail in tails for part in (None, tail))]
+                messages.append(say(roles.get(turn[role], turn[role]), *(part for part in parts if part != "")))
+            pictures = sum(part["type"] == "image" for message in messages for part in message["content"])
+            rendered = vl_renderer.render(messages, [(1, 4, 2 * number + 2) for number in range(pictures)])
+            merged = [2 * number + 2 for number in range(pictures)]
+            assert rendered.ids.tolist() == official(vl.tokenizer, official_template, messages, merged)
+            answers = [m["content"][0]["text"] for m in messages if m["role"] == "assistant"]
+            assert [vl.tokenizer.decode(ids) for ids in supervised_segments(rendered)] == [
+                unicodedata.normalize("NFC", answer) + "<|im_end|>" for answer in answers
+            ]
+            seen.append((pictures, len(answers)))
+    assert len(seen) == 109
+    assert max(pictures for pictures, _ in seen) >= 2
+    assert max(turns for _, turns in seen) >= 5
+
+
 def test_a_message_can_be_kept_from_being_learned(lm, lm_renderer):
     messages = [TURNS[0], TURNS[1] | {"train": False}, *TURNS[2:]]
     rendered = lm_renderer.render(messages)

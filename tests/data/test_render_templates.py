@@ -137,6 +137,7 @@ def test_a_conversation_asked_otherwise_than_it_is_written_is_said(small, tokeni
         (CHATML + ask.replace("HEAD", "assistant"), small, False),
         (CHATML + ask.replace("HEAD", "bot"), small, True),
         (CHATML, small, False),
+        (CHATML + "<|quad_end|>", small, False),  # it has no generation prompt
         (R1_DISTILL, tokenizers["R1 distilled"], True),
     ):
         caplog.clear()

@@ -79,7 +79,8 @@ def base(tmp_path):
 
 
 MESSAGES = [
-    say("system", "Be brief."), say("user", "one"), say("assistant", "two "), say("user", "\n3"), say("assistant", "four")
+    say("system", "Be brief."),
+    *(say("user", "one"), say("assistant", "two "), say("user", "\n3"), say("assistant", "four")),
 ]  # fmt: skip
 CHATML = (
     "<|im_start|>system\nBe brief.<|im_end|>\n"
