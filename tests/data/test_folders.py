@@ -107,6 +107,7 @@ def test_a_folder_that_is_no_rows_says_why(tmp_path, files, message):
         ("gone.jsonl", "not found: gone.jsonl"),
         ("data/gone.jsonl", "not found: data/gone.jsonl"),
         ("data/gone", "not found: data/gone"),
+        ("org/gone.parquet", "not found: org/gone.parquet"),
         ("a/b/c", "not found: a/b/c"),
         ("data/*.csv", r"data/\*\.csv matches no file"),
         ("data/*", r"several kinds"),
