@@ -23,13 +23,17 @@ def train(arguments: argparse.Namespace) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     from dft_mm.config import load_recipe
-    from dft_mm.dist import setup_logging
-    from dft_mm.model.load import load_processing
-    from dft_mm.train.feed import prepare_data
+    from dft_mm.data.manifest import still_holds
 
-    setup_logging()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    manifest = prepare_data(recipe, load_processing(recipe.model.path))
+    manifest = still_holds(recipe.run_dir / "data", recipe.data, recipe.seed, recipe.model.path)
+    if manifest is None:
+        from dft_mm.dist import setup_logging
+        from dft_mm.model.load import load_processing
+        from dft_mm.train.feed import prepare_data
+
+        setup_logging()
+        manifest = prepare_data(recipe, load_processing(recipe.model.path))
     print(json.dumps(manifest, indent=2, ensure_ascii=False))
 
 

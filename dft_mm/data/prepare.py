@@ -28,6 +28,7 @@ from dft_mm.data.formats import BadRow
 from dft_mm.data.groups import group, hold_out, repeats
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.layouts import Layout, choose_layout
+from dft_mm.data.manifest import NO_MATTER, asked, model_stamps, read_manifest, refuse, size, stamp, unchanged
 from dft_mm.data.overlap import Benchmarks
 from dft_mm.data.parts import (
     Counts,
@@ -56,8 +57,6 @@ _ALONE = 4000  # rows up to which starting worker processes costs more than they
 _ALONE_PICTURES = 200
 _PICTURES = 16  # looked at in one task
 _FIRST = 20  # rows that a layout is chosen by
-_SHOWN = 3  # refused rows that a refusal quotes
-_DETAIL = 300  # characters of each
 _OUTPUTS = ("index.arrow", "quarantine.jsonl", "duplicates.jsonl", "overlap.jsonl")
 _INFO = "dataset_info.json"
 _SMALL = ["length", "supervised_tokens", "patches", "image_hashes", "content", "question", "overlap"]
@@ -76,12 +75,17 @@ class _File:
 
 
 def prepare(
-    config: DataConfig, renderer: Renderer, images: ImageSettings | None, folder: Path, seed: int, begun: bool = False
-) -> dict[str, Any]:
+    config: DataConfig, renderer: Renderer, images: ImageSettings | None, folder: Path, seed: int,
+    model: tuple[str, Path] | None = None, begun: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Write the index of all sources into `folder`; return the manifest.
 
-    Nothing is read again when no setting and no file changed. A preparation that was interrupted goes on. `begun`: a
-    run has learned from the index, so that a picture that changed since does not change it: its row keeps its slot.
+    Nothing is read again when no setting and no file changed. A preparation that was interrupted goes on.
+
+    Args:
+        model: its name in the recipe and its folder, for `still_holds`.
+        begun: a run has learned from the index, so that a picture that changed since does not change it: its row
+            keeps its slot.
 
     Raises:
         InputError: a file cannot be read, too many rows are bad, a row is too long under `too_long: error`, or
@@ -92,21 +96,23 @@ def prepare(
     except OSError as error:
         raise InputError(f"output: {folder} cannot be made ({error}); give another `output`") from error
     settings = _settings(config, renderer, images, seed)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     pictures = Pictures(folder / "pictures.jsonl")
     if not (
         manifest
         and manifest["settings"] == settings
-        and _unchanged(manifest, config, folder)
+        and unchanged(manifest, config, folder)
         and (begun or pictures.unchanged())
     ):
         known = {tuple(read["stamp"]): read["sha256"] for read in (manifest or {}).get("inputs", []) if read["stamp"]}
         (folder / "manifest.json").unlink(missing_ok=True)
         made = _Preparation(config, Setup(config, renderer, images, folder, seed), pictures, known).run()
-        manifest = {"settings": settings} | made
-        with replacing(folder / "manifest.json") as file:
-            file.write(json.dumps(manifest, indent=2).encode())
-    _refuse(manifest, config.bad_rows, folder)
+        manifest = {"settings": settings, "asked": None, "model": {}} | made
+    if model:
+        manifest |= {"asked": asked(config, seed, model[0]), "model": model_stamps(model[1])}
+    with replacing(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=2).encode())
+    refuse(manifest, config.bad_rows, folder)
     return manifest
 
 
@@ -154,9 +160,9 @@ class _Preparation:
 
     def _note(self, path: Path) -> None:
         """Take down a file that decides something."""
-        stamp = _stamp(path)
-        sha256 = None if stamp is None else self._known.get(stamp) or files.digest(path)
-        self._inputs[str(path)] = {"path": str(path), "stamp": stamp, "sha256": sha256}
+        now = stamp(path)
+        sha256 = None if now is None else self._known.get(now) or files.digest(path)
+        self._inputs[str(path)] = {"path": str(path), "stamp": now, "sha256": sha256}
 
     def _open(self, number: int) -> list[_File]:
         """The files of a source, each with its layout, cut to the source's limit."""
@@ -373,7 +379,7 @@ def _settings(config: DataConfig, renderer: Renderer, images: ImageSettings | No
     sources = [*config.train, *config.heldout]
     decides = {
         "version": _VERSION,
-        "data": config.model_dump(mode="json", exclude={"bad_rows", "workers", "pack"}),
+        "data": config.model_dump(mode="json", exclude=NO_MATTER),
         "renderer": renderer.fingerprint,
         "images": asdict(images) if images else None,
         "seed": seed if config.heldout_fraction or any(source.prompts for source in sources) else None,
@@ -381,74 +387,13 @@ def _settings(config: DataConfig, renderer: Renderer, images: ImageSettings | No
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and "settings" in manifest else None
-
-
-def _unchanged(manifest: dict[str, Any], config: DataConfig, folder: Path) -> bool:
-    """Whether the files that were read and those that were written are as they were, and no more have come."""
-    stamps = {read["path"]: read["stamp"] for read in manifest["inputs"]}
-    sources = [*config.train, *config.heldout, *(SourceConfig(path=path) for path in config.benchmarks)]
-    found = {str(path) for source in sources for path in files.find_files(source, folder / "unpacked")}
-    return (
-        found <= stamps.keys()
-        and all(_stamp(Path(path)) == (stamp and tuple(stamp)) for path, stamp in stamps.items())
-        and all(_size(folder / name) == size for name, size in manifest["files"].items())
-    )
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    return files.stamp(path) if path.is_file() else None
-
-
 def _sizes(folder: Path, parts: Iterable[tuple[Any, str]]) -> dict[str, int | None]:
     """Bytes of the files that make up the index."""
     names = [*_OUTPUTS, *(f"parts/{name}.arrow" for name in dict.fromkeys(name for _, name in parts))]
-    return {name: _size(folder / name) for name in names}
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    return {name: size(folder / name) for name in names}
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with replacing(path) as file:
         for row in rows:
             file.write(json.dumps(row).encode() + b"\n")
-
-
-def _refuse(manifest: dict[str, Any], bad_rows: float, folder: Path) -> None:
-    """Raise InputError when the data, read and counted, is not what a run should start on."""
-    sources = manifest["sources"]
-    rows = sum(source["rows"] for source in sources)
-    bad = sum(sum(source["quarantined"].values()) for source in sources)
-    quarantine = folder / "quarantine.jsonl"
-    if bad / rows > bad_rows:
-        shown = "\n".join(_first_refused(quarantine))
-        raise InputError(
-            f"{bad} of {rows} rows cannot be used, more than data.bad_rows ({bad_rows:g}) allows:\n{shown}\n"
-            f"All are in {quarantine}. Mend them, or raise data.bad_rows to train without them"
-        )
-    for source in sources:
-        if source["rows"] == sum(source["quarantined"].values()):
-            shown = "\n".join(_first_refused(quarantine, source["path"]))
-            raise InputError(f"data: {source['path']} has no row that can be used:\n{shown}\nAll are in {quarantine}")
-    if not manifest["examples"]["train"]:
-        left = ", ".join(
-            f"{source['path']}: {source['rows']} rows, {source['too_long']} too long" for source in sources
-        )
-        raise InputError(f"no row is left to learn from ({left}); see {quarantine}, or raise data.max_length")
-
-
-def _first_refused(quarantine: Path, file: str | None = None) -> list[str]:
-    """The first few refused rows, of one file or of all, for reading."""
-    with quarantine.open(encoding="utf-8") as lines:
-        refused = (row for row in map(json.loads, lines) if file in (None, row["file"]))
-        return [
-            f"  {row['file']}:{row['line'] or 'row ' + str(row['row'])}: {row['reason']}: {row['detail'][:_DETAIL]}"
-            for row in itertools.islice(refused, _SHOWN)
-        ]

@@ -25,7 +25,7 @@ _ROLES = ("system", "user", "assistant")
 class Record:
     """One row of a file as it was written."""
 
-    line: int
+    line: int | None
     """Physical line where it begins, from 1."""
     row: int
     """Its number among the rows, from 0."""

@@ -54,7 +54,8 @@ def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
     """Read and check all rows once, into RUN/data; returns the manifest. Nothing is read again when nothing changed."""
     renderer, images = make_renderer(recipe, processing)
     begun = any((recipe.run_dir / "checkpoints").glob("step-*"))
-    return prepare(recipe.data, renderer, images, recipe.run_dir / "data", recipe.seed, begun)
+    model = recipe.model.path, processing.folder
+    return prepare(recipe.data, renderer, images, recipe.run_dir / "data", recipe.seed, model, begun)
 
 
 def load_data(recipe: Recipe, processing: Processing) -> RunData:
