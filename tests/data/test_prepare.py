@@ -310,7 +310,7 @@ def test_nothing_is_read_again_until_something_changes(tmp_path):
         assert again(tmp_path, **change) == 0, change
         again(tmp_path)
     for seed in (0, 1):
-        assert again(tmp_path, heldout_fraction=0.5, seed=seed) == 0, "the split is drawn anew, the rows are as they were"
+        assert again(tmp_path, heldout_fraction=0.5, seed=seed) == 0, "the split is drawn anew, the rows are the same"
     other = Counting()
     other.fingerprint = "another template"
     assert again(tmp_path, renders=other) == 6

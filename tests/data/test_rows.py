@@ -5,6 +5,7 @@ from dft_mm.data.formats import BadRow
 from dft_mm.data.layouts import Layout
 from dft_mm.data.rows import parse
 
+
 def refusal(messages, images=()):
     return reason("messages", {"messages": messages, "images": list(images)})
 
