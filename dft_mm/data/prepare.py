@@ -12,6 +12,7 @@ every refusal written down with file, line and reason.
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,7 +175,6 @@ class _Preparation:
         for path in self._files(source):
             parts = files.split(path, _PART_ROWS, self._folder / "unpacked")
             layout = choose_layout(source, path, _first_values(parts))
-            log.info("%s: %s", path, layout.why)
             how, rows = Source(layout, source.system, prompts), []
             for part in parts:
                 take = part.rows if left is None else min(left, part.rows)
@@ -183,6 +183,8 @@ class _Preparation:
             opened.append(_File(number, path, self._inputs[str(path)]["sha256"], tuple(rows)))
             if left == 0:
                 break
+        for said, count in Counter(file.rows[0].source.layout.why for file in opened if file.rows).items():
+            log.info("%s%s: %s", source.path, f" ({count} files)" if len(opened) > 1 else "", said)
         if not any(file.rows for file in opened):
             raise InputError(f"data: {source.path} is empty")
         return opened
@@ -294,7 +296,7 @@ class _Preparation:
                         mine.append(file)
             total.add(count)
             chosen = [rows.source.layout for file in mine for rows in file.rows[:1]]
-            layouts = sorted({f"{layout.format}: {layout.why}" for layout in chosen})
+            layouts = sorted({layout.why for layout in chosen})
             split = "train" if number < len(self._config.train) else "heldout"
             about = {"path": source.path, "split": split, "files": len(mine), "layouts": layouts}
             sources.append(about | vars(count))
