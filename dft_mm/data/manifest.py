@@ -43,9 +43,13 @@ def model_stamps(folder: Path) -> dict[str, Any]:
     return {str(path): stamp(path) for path in sorted(small)}
 
 
-def still_holds(folder: Path, config: DataConfig, seed: int, model: str) -> dict[str, Any] | None:
-    """The manifest, when recipe, versions, model files, rows and pictures are as they were; else None, which is no
-    proof that they are not.
+def still_holds(
+    folder: Path, config: DataConfig, seed: int, model: str, begun: bool = False
+) -> dict[str, Any] | None:
+    """The manifest, when recipe, versions, model files, rows and (of a run that has not `begun`) pictures are as they
+    were; else None, which is no proof that they are not.
+
+    Raises InputError when they are, and a run may not start on them.
     """
     manifest = read_manifest(folder)
     if manifest is None or manifest.get("asked") != asked(config, seed, model):
@@ -53,7 +57,9 @@ def still_holds(folder: Path, config: DataConfig, seed: int, model: str) -> dict
     known = {path: then and tuple(then) for path, then in manifest["model"].items()}
     folders = {Path(path).parent for path in known}
     same = len(folders) == 1 and (home := folders.pop()).is_dir() and model_stamps(home) == known
-    if not (same and unchanged(manifest, config, folder) and Pictures(folder / "pictures.jsonl").unchanged()):
+    if not (same and unchanged(manifest, config, folder)):
+        return None
+    if not (begun or Pictures(folder / "pictures.jsonl").unchanged()):
         return None
     refuse(manifest, config.bad_rows, folder)
     return manifest

@@ -15,6 +15,7 @@ from dft_mm.config import LossConfig, Recipe
 from dft_mm.data.collate import Collator
 from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageSettings
+from dft_mm.data.manifest import still_holds
 from dft_mm.data.plan import Load, Mixture, Plan, heldout_micro_batches
 from dft_mm.data.prepare import prepare
 from dft_mm.data.render import Renderer
@@ -35,33 +36,33 @@ class RunData:
     fingerprint: str
 
 
-def make_renderer(recipe: Recipe, processing: Processing) -> tuple[Renderer, ImageSettings | None]:
-    """The two values that decide what a row becomes."""
-    images = None
-    if processing.image_config is not None:
-        images = ImageSettings.of(processing.image_config, recipe.data.min_pixels, recipe.data.max_pixels)
-    renderer = Renderer(
-        processing.tokenizer,
-        processing.chat_template,
-        processing.image_token,
-        images.merge_size if images else None,
-        recipe.data.supervise,
-    )
-    return renderer, images
+def image_settings(recipe: Recipe, processing: Processing) -> ImageSettings | None:
+    """What pictures are cut with; None for text models."""
+    if processing.image_config is None:
+        return None
+    return ImageSettings.of(processing.image_config, recipe.data.min_pixels, recipe.data.max_pixels)
 
 
 def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
     """Read and check all rows once, into RUN/data; returns the manifest. Nothing is read again when nothing changed."""
-    renderer, images = make_renderer(recipe, processing)
+    folder = recipe.run_dir / "data"
     begun = any((recipe.run_dir / "checkpoints").glob("step-*"))
-    model = recipe.model.path, processing.folder
-    return prepare(recipe.data, renderer, images, recipe.run_dir / "data", recipe.seed, model, begun)
+    manifest = still_holds(folder, recipe.data, recipe.seed, recipe.model.path, begun)
+    if manifest is None:
+        images = image_settings(recipe, processing)
+        merge_size = images.merge_size if images else None
+        renderer = Renderer(
+            processing.tokenizer, processing.chat_template, processing.image_token, merge_size, recipe.data.supervise
+        )
+        model = recipe.model.path, processing.folder
+        manifest = prepare(recipe.data, renderer, images, folder, recipe.seed, model, begun)
+    return manifest
 
 
 def load_data(recipe: Recipe, processing: Processing) -> RunData:
     """Prepared data of a run and the plan of its steps; rank 0 prepares, all ranks read."""
     manifest = dist.on_main(lambda: prepare_data(recipe, processing))
-    _, images = make_renderer(recipe, processing)
+    images = image_settings(recipe, processing)
     folder = recipe.run_dir / "data"
     losses = losses_of(recipe)
     policies = [losses.index(source.loss or recipe.loss) for source in recipe.data.train]
