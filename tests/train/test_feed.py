@@ -1,0 +1,156 @@
+"""The same examples in the same steps on 1, 2 and 4 ranks and after restarts, from rows in files to micro-batches."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from prepared import processing
+from rows import write_wethink
+
+from dft_mm import dist
+from dft_mm.config import Recipe
+from dft_mm.train.feed import heldout_batches, load_data, train_batches
+
+BATCH, EPOCHS = 7, 3
+IMAGE, VISION_START = 151655, 151652
+TENSORS = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", "policy", "patches", "image_grid_thw")
+
+
+class Ranks:
+    """What each rank of a run is given; every rank loads the data anew, as after a start."""
+
+    def __init__(self, folder, patch):
+        self.folder, self.patch, self.runs = folder, patch, 0
+        write_wethink(folder / "pictures", count=22)
+        rows = [{"problem": f"Say {n} twice.", "solution": f"{n} {n} " * (n % 9 + 1)} for n in range(15)]
+        (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "prompts.txt").write_text("{question}\nThink first. {question}\n{question}\\nAnswer briefly.\n")
+
+    def recipe(self, output, workers=0):
+        pictured = {"path": str(self.folder / "pictures/rows.jsonl"), "images": str(self.folder / "pictures/images")}
+        text = {"path": str(self.folder / "text.jsonl"), "weight": 1.5, "loss": "sft"}
+        return Recipe.model_validate({
+            "name": "feed", "seed": 3, "output": str(output), "model": {"path": "builtin:tiny-vl"},
+            "data": {
+                "train": [source | {"prompts": str(self.folder / "prompts.txt")} for source in (pictured, text)],
+                "heldout_fraction": 0.2, "max_length": 160, "workers": workers,
+            },
+            "optim": {"batch_size": BATCH}, "train": {"epochs": EPOCHS, "micro_tokens": 320},
+        })  # fmt: skip
+
+    def start(self, world, output=None, first_step=1, workers=0):
+        """[rank] → (data, its batches of each step from `first_step`, its held-out batches); prepared for this run."""
+        self.runs += 1
+        recipe = self.recipe(output or self.folder / f"run{self.runs}", workers)
+        self.patch.setattr(dist, "world_size", lambda: world)
+        self.patch.setattr(dist, "on_main", lambda work: work())
+        made = []
+        for rank in range(world):
+            self.patch.setattr(dist, "rank", lambda rank=rank: rank)
+            data = load_data(recipe, processing())
+            batches = train_batches(data, recipe, first_step)
+            steps = [
+                [next(batches) for _ in data.plan.micro_batches(step)[rank]]
+                for step in range(first_step, data.plan.steps + 1)
+            ]
+            assert next(batches, None) is None
+            made.append((data, steps, list(heldout_batches(data, recipe)) if data.heldout else []))
+        return made
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield Ranks(tmp_path_factory.mktemp("feed"), patch)
+
+
+@pytest.fixture(scope="module")
+def alone(ranks):
+    ((data, steps, heldout),) = ranks.start(1)
+    return data, steps, heldout
+
+
+def rows_of(batches):
+    """Counter of (id, tokens, what is learned, by which loss): all but how they are arranged."""
+    found = Counter()
+    for batch in batches:
+        for number, name in enumerate(batch.example_ids):
+            ids = batch.input_ids[number][batch.attention_mask[number] == 1]
+            labels = batch.labels[number][batch.attention_mask[number] == 1]
+            if VISION_START not in ids:  # then an image token is that of a blank picture
+                ids, labels = ids[ids != IMAGE], labels[ids != IMAGE]
+            policy = 0 if batch.policy is None else int(batch.policy[number, 0])
+            found[name, tuple(ids.tolist()), tuple(labels.tolist()), policy] += 1
+    return found
+
+
+def flat(ranks_of_step):
+    return [batch for batches in ranks_of_step for batch in batches]
+
+
+def test_an_epoch_has_each_row_as_often_as_its_source_weighs(alone):
+    data, steps, heldout = alone
+    seen = Counter(name for step in steps for batch in step for name in batch.example_ids)
+    kept = [data.train.id(index) for index in range(len(data.train))]
+    measured = {name for batch in heldout for name in batch.example_ids}
+    assert set(seen) == set(kept)
+    assert measured
+    assert not measured & set(kept)
+    assert len(kept) + len(measured) == 22 + 15
+    text = [name for name in kept if name.startswith("text:")]
+    assert all(seen[name] == EPOCHS for name in kept if name not in text)
+    assert {seen[name] for name in text} <= {4, 5}  # half of them a second time in each of three epochs
+    assert sum(seen[name] for name in text) == EPOCHS * round(1.5 * len(text))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_step_learns_the_same_tokens_of_the_same_rows_on_any_number_of_ranks(ranks, alone, world):
+    data, expected, heldout = alone
+    made = ranks.start(world)
+    assert {of_rank[0].plan.steps for of_rank in made} == {len(expected)}
+    for number, theirs in enumerate(expected):
+        mine = [steps[number] for _, steps, _ in made]
+        assert len({len(batches) for batches in mine}) == 1  # every rank takes part in every collective
+        assert rows_of(flat(mine)) == rows_of(theirs)
+        supervised = sum(batch.supervised_tokens for batch in flat(mine))
+        assert supervised == sum(batch.supervised_tokens for batch in theirs)
+        assert supervised == data.train.supervised[data.plan.examples(number + 1)].sum()
+    assert rows_of(flat(batches for _, _, batches in made)) == rows_of(heldout)
+    arranged = [[batch.example_ids for batch in step] for step in made[0][1]]
+    assert arranged != [[batch.example_ids for batch in step] for step in expected]  # or nothing was shown
+
+
+def test_metrics_count_the_same_examples_and_tokens_on_any_number_of_ranks(ranks, alone):
+    """The loop writes the number of plan.examples, and sums the batches' own tokens."""
+    data, expected, _ = alone
+    made = ranks.start(2)
+    epoch = sum(data.train.sources == 0) + round(1.5 * sum(data.train.sources == 1))
+    for step, theirs in enumerate(expected, start=1):
+        plan, mine = made[1][0].plan, flat(steps[step - 1] for _, steps, _ in made)
+        seen = min(step * BATCH, EPOCHS * epoch)
+        assert len(plan.examples(step)) == seen - (step - 1) * BATCH
+        assert len(plan.examples(step)) == sum(len(batch.example_ids) for batch in mine)
+        assert sum(batch.tokens for batch in mine) == sum(batch.tokens for batch in theirs)
+        assert plan.epochs_done(step) == data.plan.epochs_done(step) == seen / epoch
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 0)])
+def test_a_run_that_goes_on_is_given_what_it_would_have_come_to(ranks, alone, world, workers):
+    whole = ranks.start(world, ranks.folder / f"restarted{world}")
+    for first in (2, 5, len(alone[1])):
+        again = ranks.start(world, ranks.folder / f"restarted{world}", first, workers)
+        for (_, steps, _), (_, rest, _) in zip(whole, again, strict=True):
+            assert len(rest) == len(steps) - first + 1
+            for mine, theirs in zip(flat(rest), flat(steps[first - 1 :]), strict=True):
+                assert mine.example_ids == theirs.example_ids
+                for name in TENSORS:
+                    a, b = getattr(mine, name), getattr(theirs, name)
+                    assert (a is None and b is None) or torch.equal(a, b), name
+
+
+def test_a_run_that_goes_on_with_other_ranks_keeps_the_order_of_examples(ranks, alone):
+    ranks.start(1, ranks.folder / "elastic")
+    made = ranks.start(4, ranks.folder / "elastic", first_step=4)
+    for number, theirs in enumerate(alone[1][3:]):
+        assert rows_of(flat(steps[number] for _, steps, _ in made)) == rows_of(theirs)
