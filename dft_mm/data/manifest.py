@@ -14,6 +14,8 @@ from dft_mm.data import files
 from dft_mm.data.pictures import Pictures
 from dft_mm.errors import InputError
 
+VERSION = 3
+"""A new number when the same files give another index."""
 NO_MATTER = {"bad_rows", "workers", "pack"}
 """Settings that do not decide what the index holds."""
 _LIBRARIES = ("dft_mm", "transformers", "tokenizers", "pillow", "pyarrow")
@@ -33,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def asked(config: DataConfig, seed: int, model: str) -> str:
     """A hash of what the recipe says, and of the versions that read it."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    said = [config.model_dump(mode="json", exclude=NO_MATTER), seed, model, versions]
+    said = [VERSION, config.model_dump(mode="json", exclude=NO_MATTER), seed, model, versions]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

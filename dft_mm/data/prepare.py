@@ -29,7 +29,7 @@ from dft_mm.data.formats import BadRow
 from dft_mm.data.groups import group, hold_out, repeats
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.layouts import Layout, choose_layout
-from dft_mm.data.manifest import NO_MATTER, asked, model_stamps, read_manifest, refuse, size, stamp, unchanged
+from dft_mm.data.manifest import NO_MATTER, VERSION, asked, model_stamps, read_manifest, refuse, size, stamp, unchanged
 from dft_mm.data.overlap import Benchmarks
 from dft_mm.data.parts import (
     Counts,
@@ -52,7 +52,6 @@ from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.progress import progress
 
-_VERSION = 2  # a new number when the same files give another index
 _PART_ROWS = 1000
 _ALONE = 4000  # rows up to which starting worker processes costs more than they save
 _ALONE_PICTURES = 200
@@ -214,7 +213,7 @@ class _Preparation:
         """The names of all parts, those made that were not there."""
         setup = self._setup
         same = [
-            _VERSION, setup.renderer.fingerprint, repr(setup.images), self._config.max_length, self._config.too_long,
+            VERSION, setup.renderer.fingerprint, repr(setup.images), self._config.max_length, self._config.too_long,
             setup.benchmarks.fingerprint if setup.benchmarks else None,
         ]  # fmt: skip
         names, tasks = [], []
@@ -304,6 +303,7 @@ class _Preparation:
         decides = [[name for _, name in parts], [s.model_dump(mode="json") for s in self._sources]]
         decides += [self._config.heldout_fraction, self._setup.seed if self._config.heldout_fraction else None]
         manifest = {
+            "end_id": self._setup.renderer.end_id,
             "fingerprint": hashlib.sha256(json.dumps(decides).encode()).hexdigest(),
             "parts": [{"name": name, "file": str(file.path), "source": file.source} for file, name in parts],
             "sources": sources,
@@ -380,7 +380,7 @@ def _settings(config: DataConfig, renderer: Renderer, images: ImageSettings | No
     """A hash of all but the files that decides what the index holds."""
     sources = [*config.train, *config.heldout]
     decides = {
-        "version": _VERSION,
+        "version": VERSION,
         "data": config.model_dump(mode="json", exclude=NO_MATTER),
         "renderer": renderer.fingerprint,
         "images": asdict(images) if images else None,

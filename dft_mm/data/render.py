@@ -103,6 +103,8 @@ class Renderer:
 
     fingerprint: str
     """Changes when anything changes that decides ids or mask."""
+    end_id: int
+    """The token that ends an answer."""
 
     def __init__(
         self,
@@ -336,6 +338,7 @@ class Renderer:
             bare, prompt = (self._apply_template(shape[:1], texts, ask) for ask in (False, True))
         except RenderError as error:
             raise InputError(f"the model's chat template cannot be used for training: {error.detail}") from error
+        self.end_id = int(rendered.ids[rendered.supervised][-1])
         whole = tokenizer(text, add_special_tokens=False).input_ids
         if rendered.ids.tolist() != whole:
             raise InputError(

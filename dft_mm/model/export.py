@@ -41,9 +41,12 @@ def gather_state(
 
 
 def write_model(
-    state: Mapping[str, Tensor], source: Path, out: Path, dtype: str, provenance: Mapping[str, Any]
-) -> None:
+    state: Mapping[str, Tensor], source: Path, out: Path, dtype: str, provenance: Mapping[str, Any],
+    end_id: int | None = None,
+) -> None:  # fmt: skip
     """Write weights (live parameter names), config, tokenizer, processor and dft_mm.json.
+
+    `end_id`: a token at which generation is to stop, too.
 
     A model on the meta device takes the weights over and saves itself: a model that was loaded under ZeRO-3 would write
     wrong names (it reverses name conversions that were never applied).
@@ -59,12 +62,13 @@ def write_model(
     missing = [name for name, parameter in skeleton.named_parameters() if parameter.is_meta]
     if missing or report.unexpected_keys:
         raise RuntimeError(f"export: missing {missing[:3]}, unknown {report.unexpected_keys[:3]}")
-    _write(out, source, provenance, lambda folder: skeleton.save_pretrained(folder))
+    _write(out, source, provenance, end_id, lambda folder: skeleton.save_pretrained(folder))
 
 
 def write_adapter(
-    state: Mapping[str, Tensor], peft_config: Any, source: Path, out: Path, provenance: Mapping[str, Any]
-) -> None:
+    state: Mapping[str, Tensor], peft_config: Any, source: Path, out: Path, provenance: Mapping[str, Any],
+    end_id: int | None = None,
+) -> None:  # fmt: skip
     """Write a LoRA adapter as peft does, with the tokenizer and processor of its base beside it."""
     from safetensors.torch import save_file
 
@@ -72,10 +76,12 @@ def write_adapter(
         peft_config.save_pretrained(folder)
         save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
 
-    _write(out, source, provenance, save)
+    _write(out, source, provenance, end_id, save)
 
 
-def _write(out: Path, source: Path, provenance: Mapping[str, Any], save: Callable[[Path], None]) -> None:
+def _write(
+    out: Path, source: Path, provenance: Mapping[str, Any], end_id: int | None, save: Callable[[Path], None]
+) -> None:
     """Fill a folder beside `out` and rename it, so that `out` is never half an export."""
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -86,7 +92,17 @@ def _write(out: Path, source: Path, provenance: Mapping[str, Any], save: Callabl
             shutil.copyfile(source / name, temporary / name)
     if own_template(source) is None:  # the default that it was trained with travels along
         (temporary / FILE).write_text(load_processing(source).chat_template, encoding="utf-8")
+    _stop_at(end_id, temporary / "generation_config.json")
     (temporary / "dft_mm.json").write_text(json.dumps(provenance, indent=2, ensure_ascii=False), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     temporary.rename(out)
+
+
+def _stop_at(end_id: int | None, path: Path) -> None:
+    """Add the token that ends an answer to those that end generation: a base model's own would run past it."""
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ends = settings.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if end_id is not None and end_id not in known:
+        path.write_text(json.dumps(settings | {"eos_token_id": [end_id, *known]}, indent=2) + "\n", encoding="utf-8")

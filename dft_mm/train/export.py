@@ -1,6 +1,7 @@
 """Runs and checkpoints → Hugging Face folders."""
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dft_mm import dist
-from dft_mm.config import Recipe, load_recipe
+from dft_mm.config import Recipe, load_recipe, read_text
 from dft_mm.errors import InputError
 from dft_mm.model.export import gather_state, write_adapter, write_model
 from dft_mm.model.load import Processing, load_model, load_processing
@@ -19,17 +20,22 @@ from dft_mm.train.module import Trainable
 from dft_mm.train.run_folder import provenance
 
 
-def export_live(module: Trainable, recipe: Recipe, processing: Processing, out: Path, step: int) -> None:
-    """Write the weights of a run that is in memory, or its adapter; every rank calls it."""
+def export_live(
+    module: Trainable, recipe: Recipe, processing: Processing, out: Path, step: int, end_id: int
+) -> None:
+    """Write the weights of a run that is in memory, or its adapter; every rank calls it.
+
+    `end_id`: the token that ends an answer, at which the exported model is to stop.
+    """
     state = gather_state(module.model, dist.is_main(), lambda name: not recipe.model.lora or ".lora_" in name)
     about = _about(recipe, processing, step)
 
     def write() -> None:
         if recipe.model.lora:
             peft_config = adapter_config(processing.folder, recipe.model.path, recipe.model.lora)
-            write_adapter(adapter_state(state), peft_config, processing.folder, out, about)
+            write_adapter(adapter_state(state), peft_config, processing.folder, out, about, end_id)
         else:
-            write_model(state, processing.folder, out, recipe.model.dtype, about)
+            write_model(state, processing.folder, out, recipe.model.dtype, about, end_id)
 
     dist.on_main(write)
 
@@ -51,19 +57,20 @@ def export_checkpoint(run: Path, out: Path, step: int | None = None, merge_adapt
     manifest = checkpoint.read_manifest(folder)
     processing = load_processing(recipe.model.path)
     about = _about(recipe, processing, manifest["step"])
+    end_id = _end_id(run)
     state = consolidate(folder, manifest["identity"]["zero_stage"])
     if not recipe.model.lora:
-        write_model(state, processing.folder, out, recipe.model.dtype, about)
+        write_model(state, processing.folder, out, recipe.model.dtype, about, end_id)
         return manifest["step"]
     adapter = adapter_state(state)
     peft_config = adapter_config(processing.folder, recipe.model.path, recipe.model.lora)
     if not merge_adapter:
-        write_adapter(adapter, peft_config, processing.folder, out, about)
+        write_adapter(adapter, peft_config, processing.folder, out, about, end_id)
         return manifest["step"]
     with tempfile.TemporaryDirectory() as temporary:
         write_adapter(adapter, peft_config, processing.folder, Path(temporary) / "adapter", about)
         merged = merge(load_model(recipe.model.path, recipe.model.dtype), Path(temporary) / "adapter")
-    write_model(merged, processing.folder, out, recipe.model.dtype, about)
+    write_model(merged, processing.folder, out, recipe.model.dtype, about, end_id)
     return manifest["step"]
 
 
@@ -77,6 +84,14 @@ def consolidate(folder: Path, stage: int) -> dict[str, Tensor]:
     else:
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag="engine")
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _end_id(run: Path) -> int:
+    path = run / "data" / "manifest.json"
+    try:
+        return json.loads(read_text(path, "the run's data manifest"))["end_id"]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a whole manifest ({error!r}); run `dft-mm prepare` with the recipe") from error
 
 
 def _choose(checkpoints: Path, step: int | None) -> Path:

@@ -33,6 +33,8 @@ class RunData:
     collate: Collator
     losses: tuple[LossConfig, ...]
     """What the policies of batches number."""
+    end_id: int
+    """The token that ends an answer."""
     fingerprint: str
 
 
@@ -79,7 +81,8 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
         max_steps=recipe.train.max_steps,
     )
     collate = Collator(processing.tokenizer.pad_token_id, processing.image_token_id, images)
-    return RunData(train, heldout if len(heldout) else None, plan, collate, losses, manifest["fingerprint"])
+    measured = heldout if len(heldout) else None
+    return RunData(train, measured, plan, collate, losses, manifest["end_id"], manifest["fingerprint"])
 
 
 def losses_of(recipe: Recipe) -> tuple[LossConfig, ...]:

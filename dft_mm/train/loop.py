@@ -59,7 +59,7 @@ def train(recipe: Recipe, stop_after: int | None = None) -> None:
         log.info("%s: %d examples, %d steps", recipe.name, len(data.train), data.plan.steps)
         status.step = _resume(engine, folder, identity)
         _run_steps(engine, recipe, data, processing, identity, status, stop_after)
-        export_live(module, recipe, processing, folder / "export", status.step)
+        export_live(module, recipe, processing, folder / "export", status.step, data.end_id)
     log.info("%s: finished after %d steps; its result is in %s", recipe.name, status.step, folder / "export")
 
 
@@ -108,7 +108,7 @@ def _run_steps(
     stop_after: int | None,
 ) -> None:
     plan, folder = data.plan, recipe.run_dir
-    end_id = processing.tokenizer.eos_token_id
+    end_id = data.end_id
     first = status.step + 1
     metrics = MetricsFile(folder / "metrics.jsonl", status.step) if dist.is_main() else None
     batches = train_batches(data, recipe, first)

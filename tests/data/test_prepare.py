@@ -283,7 +283,7 @@ class Counting:
 
     def __init__(self):
         self.inner, self.rendered = renderer(), 0
-        self.fingerprint = self.inner.fingerprint
+        self.fingerprint, self.end_id = self.inner.fingerprint, self.inner.end_id
 
     def render(self, messages, grids):
         self.rendered += 1

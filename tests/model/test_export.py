@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dft_mm.config import LoraConfig
-from dft_mm.model.export import gather_state, write_adapter, write_model
+from dft_mm.model.export import _stop_at, gather_state, write_adapter, write_model
 from dft_mm.model.load import load_model, read_family
 from dft_mm.model.lora import adapter_config, adapter_state, add_lora, merge
 
@@ -44,6 +44,19 @@ def test_trained_weights_come_back_under_the_sources_names(folder, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     assert json.loads((out / "dft_mm.json").read_text()) == {"step": 3}
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [(5, [7, 5]), ([5, 6], [7, 5, 6]), ([7, 5], [7, 5]), (7, 7), (None, [7]), ("no file", [7])]
+)
+def test_generation_stops_where_the_trained_answers_end(tmp_path, own, expected):
+    path = tmp_path / "generation_config.json"
+    if own != "no file":
+        path.write_text(json.dumps({"eos_token_id": own, "temperature": 0.5}))
+    _stop_at(7, path)
+    settings = json.loads(path.read_text())
+    assert settings["eos_token_id"] == expected
+    assert settings.get("temperature") == (None if own == "no file" else 0.5)
 
 
 def test_a_missing_or_unknown_weight_is_no_export(folder, tmp_path):
