@@ -23,7 +23,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     from dft_mm.config import load_recipe
-    from dft_mm.data.manifest import still_holds
+    from dft_mm.data.preparing.manifest import still_holds
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     manifest = still_holds(recipe.run_dir / "data", recipe.data, recipe.seed, recipe.model.path)

@@ -1,7 +1,7 @@
 """Files read part by part, for tests."""
 
-from dft_mm.data.files import read, split
-from dft_mm.data.formats import BadRow
+from dft_mm.data.reading.files import read, split
+from dft_mm.data.records import BadRow
 
 
 def records(path, work, rows=2):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dft_mm.config import DataConfig
 from dft_mm.data.images import ImageSettings
-from dft_mm.data.prepare import prepare
+from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import load_processing
 

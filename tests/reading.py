@@ -1,8 +1,8 @@
 """Records, read by a layout as preparation reads them, and written so that an expectation can be read."""
 
-from dft_mm.data.formats import BadRow
-from dft_mm.data.layouts import Layout
-from dft_mm.data.rows import parse
+from dft_mm.data.layouts.choose import Layout
+from dft_mm.data.layouts.rows import parse
+from dft_mm.data.records import BadRow
 
 
 def shown(conversation):

@@ -71,9 +71,9 @@ def test_plain_values_import_no_torch(repo):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("loss/head.py", "from dft_mm.data.rows import read"),
+        ("loss/head.py", "from dft_mm.data.layouts.rows import read"),
         ("loss/head.py", "from dft_mm import train"),
-        ("data/rows.py", "def f():\n    import dft_mm.model.load"),
+        ("data/layouts/rows.py", "def f():\n    import dft_mm.model.load"),
         ("config.py", "from dft_mm.batch import IGNORE_INDEX"),
         ("model/load.py", "from ..study import demo"),
         ("surprise.py", "from dft_mm.errors import InputError"),

@@ -15,9 +15,9 @@ from dft_mm.config import LossConfig, Recipe
 from dft_mm.data.collate import Collator
 from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageSettings
-from dft_mm.data.manifest import still_holds
 from dft_mm.data.plan import Load, Mixture, Plan, heldout_micro_batches
-from dft_mm.data.prepare import prepare
+from dft_mm.data.preparing.manifest import still_holds
+from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import Processing
 from dft_mm.train.lifecycle import ignore_stop_signals

@@ -17,8 +17,8 @@ from typing import Any
 
 from dft_mm.config import DataConfig
 from dft_mm.data.images import ImageSettings
-from dft_mm.data.manifest import read_manifest
-from dft_mm.data.prepare import prepare
+from dft_mm.data.preparing.manifest import read_manifest
+from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.errors import InputError
 from dft_mm.model.load import Processing, load_processing

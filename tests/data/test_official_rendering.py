@@ -17,13 +17,13 @@ from reading import learned
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from dft_mm.config import DataConfig, SourceConfig
-from dft_mm.data import files
 from dft_mm.data.dataset import Dataset
-from dft_mm.data.formats import BadRow
-from dft_mm.data.layouts import choose_layout
-from dft_mm.data.prepare import prepare
+from dft_mm.data.layouts.choose import choose_layout
+from dft_mm.data.layouts.rows import parse
+from dft_mm.data.preparing.prepare import prepare
+from dft_mm.data.reading import files
+from dft_mm.data.records import BadRow
 from dft_mm.data.render import Rendered, Renderer
-from dft_mm.data.rows import parse
 
 # file, or files of one row each: rows that are kept, answers learned in them, their pictures
 PICTURED = {
@@ -133,6 +133,6 @@ def test_a_row_is_to_qwen2_5_vl_what_its_template_and_processor_make_of_it(share
 
 @pytest.mark.parametrize("name", TEXT)
 def test_a_row_is_to_qwen2_5_what_its_template_makes_of_it(shared, tmp_path, name):
-    template = (Path(__file__).parent / "qwen2_5_instruct.jinja").read_text(encoding="utf-8")
+    template = (Path(__file__).parent / "layouts" / "qwen2_5_instruct.jinja").read_text(encoding="utf-8")
     counts = compare(shared / "data" / name, tmp_path, "builtin:tiny-lm", template)
     assert counts == TEXT[name]
