@@ -16,7 +16,7 @@ from dft_mm.data.collate import Collator
 from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.plan import Load, Mixture, Plan, heldout_micro_batches
-from dft_mm.data.preparing.manifest import still_holds
+from dft_mm.data.preparing.manifest import still_holds, summary
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import Processing
@@ -35,6 +35,8 @@ class RunData:
     """What the policies of batches number."""
     end_id: int
     """The token that ends an answer."""
+    summary: str
+    """How many rows there are, and what became of those that are not learned from."""
     fingerprint: str
 
 
@@ -82,7 +84,9 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
     )
     collate = Collator(processing.tokenizer.pad_token_id, processing.image_token_id, images)
     measured = heldout if len(heldout) else None
-    return RunData(train, measured, plan, collate, losses, manifest["end_id"], manifest["fingerprint"])
+    return RunData(
+        train, measured, plan, collate, losses, manifest["end_id"], summary(manifest), manifest["fingerprint"]
+    )
 
 
 def losses_of(recipe: Recipe) -> tuple[LossConfig, ...]:

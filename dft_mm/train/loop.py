@@ -56,7 +56,7 @@ def train(recipe: Recipe, stop_after: int | None = None) -> None:
             "data": data.fingerprint,
             "zero_stage": zero_stage(config),
         }
-        log.info("%s: %d examples, %d steps", recipe.name, len(data.train), data.plan.steps)
+        log.info("%s: %s; %d steps", recipe.name, data.summary, data.plan.steps)
         status.step = _resume(engine, folder, identity)
         _run_steps(engine, recipe, data, processing, identity, status, stop_after)
         export_live(module, recipe, processing, folder / "export", status.step, data.end_id)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,25 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and "settings" in manifest else None
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """One sentence: how many rows there are, and what became of those that are not learned from."""
+    sources = manifest["sources"]
+    rows, long, other = (sum(source[name] for source in sources) for name in ("rows", "too_long", "not_chosen"))
+    reasons = sum((Counter(source["quarantined"]) for source in sources), Counter())
+    refused = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    parts = [f"{rows} rows: {manifest['examples']['train']} to learn from"]
+    parts += [f"{manifest['examples']['heldout']} held out"] * (manifest["examples"]["heldout"] > 0)
+    parts += [f"{long} too long"] * (long > 0)
+    parts += [f"{other} not chosen"] * (other > 0)
+    parts += [f"{reasons.total()} refused ({refused})"] * (reasons.total() > 0)
+    parts += [f"{manifest['duplicates']} that stand twice"] * (manifest["duplicates"] > 0)
+    overlap = manifest.get("overlap", {}).get("rows", 0)
+    parts += [f"{overlap} that share 13 words with a benchmark question"] * (overlap > 0)
+    shared = manifest.get("heldout_shared", 0)
+    parts += [f"{shared} held out that share a question or picture with those learned from"] * (shared > 0)
+    return ", ".join(parts)
 
 
 def asked(config: DataConfig, seed: int, model: str) -> str:

@@ -18,7 +18,8 @@ _setup: Any = None
 
 def cores() -> int:
     """Processes that are worth starting here."""
-    return min(_MOST, len(os.sched_getaffinity(0)))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST, allowed)
 
 
 class Pool:

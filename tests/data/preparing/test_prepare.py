@@ -10,6 +10,7 @@ from prepared import good, processing, quarantine, renderer, rows, run, settings
 from dft_mm.config import DataConfig
 from dft_mm.data.dataset import Dataset
 from dft_mm.data.preparing import pictures
+from dft_mm.data.preparing.manifest import summary
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.errors import InputError
@@ -421,6 +422,15 @@ def test_duplicates_are_listed_with_the_row_they_repeat(tmp_path):
     assert listed == [{"id": "again", "same_as": "a:1"}, {"id": "same", "same_as": "a:0"}]
     assert manifest["distinct_images"] == 2
     assert manifest["images"] == 4
+
+
+def test_a_summary_says_what_became_of_every_row(tmp_path):
+    more = [good(1) | {"id": "twice"}, "broken\n", good(2) | {"refined_cot": ""}, good(400)]
+    data = rows(tmp_path, *more, count=4)
+    manifest = run(tmp_path / "data", data, max_length=300, heldout_fraction=0.3)
+    assert summary(manifest) == (
+        "8 rows: 3 to learn from, 2 held out, 1 too long, 2 refused (broken_json 1, no_answer 1), 1 that stand twice"
+    )
 
 
 def test_rows_of_a_benchmark_are_counted_and_listed(tmp_path):
