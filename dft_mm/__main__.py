@@ -23,7 +23,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     from dft_mm.config import load_recipe
-    from dft_mm.data.preparing.manifest import still_holds
+    from dft_mm.data.preparing.manifest import still_holds, summary
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     manifest = still_holds(recipe.run_dir / "data", recipe.data, recipe.seed, recipe.model.path)
@@ -34,7 +34,9 @@ def prepare(arguments: argparse.Namespace) -> None:
 
         setup_logging()
         manifest = prepare_data(recipe, load_processing(recipe.model.path))
-    print(json.dumps(manifest, indent=2, ensure_ascii=False))
+    print(f"{recipe.name}: {summary(manifest)}; all of it is in {recipe.run_dir / 'data'}", file=sys.stderr)
+    told = {key: value for key, value in manifest.items() if key not in ("parts", "inputs", "files", "model")}
+    print(json.dumps(told, indent=2, ensure_ascii=False))
 
 
 def inspect(arguments: argparse.Namespace) -> None:

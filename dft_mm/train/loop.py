@@ -115,7 +115,7 @@ def _run_steps(
     lost: set[str] = set()
     with stop_signals() as signalled, progress("train", plan.steps, status.step, dist.is_main()) as advance:
         for step in range(first, plan.steps + 1):
-            start, batches.waited_s = time.perf_counter(), 0.0
+            start, batches.waited_s, batches.lost = time.perf_counter(), 0.0, []
             indices = plan.examples(step)
             factor = lr_factor(step, plan.steps, recipe.optim.warmup_ratio, recipe.optim.schedule)
             for group in engine.optimizer.param_groups:
@@ -141,8 +141,10 @@ def _run_steps(
             if metrics:
                 metrics.write(line)
             if sums.lost:
-                lost |= {name for of_rank in dist.gather_objects(batches.lost) for name in of_rank}
-                log.warning("step %d: %d pictures lost, their rows not learned: %s", step, sums.lost, "; ".join(lost))
+                names = [name for of_rank in dist.gather_objects(batches.lost) for name in of_rank]
+                lost.update(names)
+                shown = "; ".join(names[:3]) + " …" * (len(names) > 3)
+                log.warning("step %d: %d rows not learned, their pictures are lost: %s", step, len(names), shown)
             too_many = len(lost) > recipe.data.bad_rows * len(data.train)
             advance(note=f"loss {line['loss']:.4f}  ce {line['ce']:.4f}  p {line['p_mean']:.3f}")
             if sums.stop or too_many or step % recipe.train.save_every == 0 or step == plan.steps:

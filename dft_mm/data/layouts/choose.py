@@ -136,10 +136,10 @@ def _by_columns(file: Path, first: Sequence[Fields]) -> Layout:
     """By the first rule that fits at least half of the rows; some may be damaged or have columns left out."""
     fitting = [rule for rule in RULES if first and 2 * sum(map(rule.fits, first)) >= len(first)]
     if not fitting:
-        columns = ", ".join(map(repr, first[0])) if first else "none, since no row of it can be read"
+        columns = ", ".join(map(repr, first[0])) if first else "none"
         known = "\n".join(f"  {rule.format}: {rule.wants}" for rule in RULES)
         raise InputError(
-            f"data: {file}: no known layout fits its columns ({columns}). Known are\n{known}\n"
+            f"data: {file}: no known layout fits its first rows (columns of the first: {columns}). Known are\n{known}\n"
             "Name the `format` in the recipe, or which column is which:\n"
             "  format: columns, columns: {prompt: …, response: …, images: …}"
         )
@@ -149,6 +149,8 @@ def _by_columns(file: Path, first: Sequence[Fields]) -> Layout:
     why = f"{rule.format}: by its columns {', '.join(columns)}"
     if rule.format == "question_answer" and (place := place_of(first[0])):
         why += f", with the pictures at {place.picture}"
+    if rule.format == "question_answer" and any(isinstance(record.get("answer"), int) for record in first):
+        why += " (a number is the choice at that place, counted from 0)"
     if also:
         why += f" ({' and '.join(also)} would fit, too: name the `format` to take it)"
     return Layout(rule.format, why=why)

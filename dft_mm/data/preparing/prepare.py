@@ -157,7 +157,7 @@ class _Preparation:
             source = SourceConfig(path=path)
             for file in self._files(source):
                 parts = files.split(file, _PART_ROWS, self._folder / "unpacked")
-                layout = choose_layout(source, file, _first_values(parts))
+                layout = choose_layout(source, file, _readable(parts))
                 questions += list(_questions(parts, layout))
         return Benchmarks(questions)
 
@@ -183,7 +183,7 @@ class _Preparation:
         left, opened = source.limit, []
         for path in self._files(source):
             parts = files.split(path, _PART_ROWS, self._folder / "unpacked")
-            layout = choose_layout(source, path, _first_values(parts))
+            layout = choose_layout(source, path, _readable(parts))
             how, rows = Source(layout, source.system, prompts), []
             for part in parts:
                 take = part.rows if left is None else min(left, part.rows)
@@ -339,11 +339,16 @@ class _Preparation:
         return manifest | {"inputs": list(self._inputs.values()), "files": _sizes(self._folder, parts)}
 
 
-def _first_values(parts: list[Part]) -> list[dict[str, Any]]:
-    """The first few good records of a file."""
+def _readable(parts: list[Part]) -> list[dict[str, Any]]:
+    """The first few records of a file that can be read; raises InputError when there are rows and none can be."""
     records = itertools.chain.from_iterable(map(files.read, parts))
-    values = (record.value for record in records if isinstance(record.value, dict))
-    return list(itertools.islice(values, _FIRST))
+    first = next(records, None)
+    every = itertools.chain([] if first is None else [first], records)
+    values = list(itertools.islice((record.value for record in every if isinstance(record.value, dict)), _FIRST))
+    if first is not None and not values:
+        why = first.value if isinstance(first.value, BadRow) else f"it is a {type(first.value).__name__}, not an object"
+        raise InputError(f"data: {parts[0].path}: no row can be read; the first, line {first.line}: {why}")
+    return values
 
 
 def _questions(parts: list[Part], layout: Layout) -> Iterator[tuple[str, str]]:
@@ -370,7 +375,8 @@ class _Ids:
         self._seen: set[str] = set()
 
     def add(self, own: str | None, file: str, row: int) -> None:
-        names = (own, f"{Path(file).stem}:{row}", f"{file}:{row}")
+        path = Path(file).with_suffix("")
+        names = (own, *("/".join(path.parts[-n:]) + f":{row}" for n in range(1, len(path.parts))), f"{file}:{row}")
         more = (f"{file}:{row}#{number}" for number in itertools.count(2))
         name = next(name for name in itertools.chain(names, more) if name is not None and name not in self._seen)
         self._seen.add(name)

@@ -513,3 +513,17 @@ def test_the_wethink_rows_of_the_real_folder(shared, tmp_path):
         expected = f"<think>\n{row['refined_cot']}\n</think>\n<answer>\n{row['answer']}\n</answer><|im_end|>"
         assert answer == expected
         assert dataset.meta(index)["images"][0]["path"].endswith(row["image_path"])
+
+
+def test_a_file_of_which_no_row_can_be_read_says_why(tmp_path):
+    (tmp_path / "a.csv").write_bytes("question,answer\nQ1,Größe\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"a\.csv: no row can be read; the first, line 2: not_utf8: "):
+        run(tmp_path / "data", {"path": str(tmp_path / "a.csv")})
+
+
+def test_ids_of_files_of_one_name_tell_their_folders_and_no_more(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "rows" / name).mkdir(parents=True)
+        (tmp_path / "rows" / name / "data.json").write_text(json.dumps({"question": name, "answer": "1"}))
+    run(tmp_path / "data", {"path": str(tmp_path / "rows")})
+    assert ids_of(tmp_path / "data") == ["data:0", "two/data:0"]
