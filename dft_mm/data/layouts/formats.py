@@ -172,7 +172,8 @@ def refuse_unread(record: Fields, columns: Iterable[str | None] = _UNREAD) -> No
     for column in columns:
         if column is not None and not empty(record.get(column)):
             what = _UNREAD.get(column, "videos and sounds")
-            raise BadRow("audio" if what == "sounds" else "video", f"{column!r} is not empty: {what} are not read")
+            reason = "audio" if what == "sounds" else "video"
+            raise BadRow(reason, f"{column!r} is not empty: {what} are not read; give frames as pictures")
 
 
 def pictures_of(value: Any, where: str) -> list[Picture]:

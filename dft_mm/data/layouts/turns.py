@@ -187,7 +187,8 @@ def _message(number: int, turn: Turn, parts: list[Any], places: _Places) -> Mess
     for part in [*_apart(turn.raw, _THOUGHTS, "reasoning"), *parts, *_apart(turn.raw, _CALLS, "tool_call")]:
         kind, text = _kind(part), _text(part)
         if kind in _UNREAD_PARTS:
-            raise BadRow(_UNREAD_PARTS[kind], f"{where} has a part of type {kind!r}: videos and sounds are not read")
+            why = "videos and sounds are not read; give frames as pictures"
+            raise BadRow(_UNREAD_PARTS[kind], f"{where} has a part of type {kind!r}: {why}")
         if kind in _PICTURE_KEYS:
             found.append(IMAGE)
             places.found.append((_named(part, kind, where), part))
