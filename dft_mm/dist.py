@@ -1,11 +1,13 @@
 """The ranks of a run: who am I, sums over all, one log line from rank 0, and deciding things together."""
 
+import contextlib
 import logging
 import os
 import socket
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +30,7 @@ def setup_logging() -> None:
 
 def init() -> torch.device:
     """Join the process group that the launcher describes, or make one of one rank; return this rank's device."""
+    free_build_locks()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -44,6 +47,28 @@ def init() -> torch.device:
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     return torch.device(accelerator.current_device_name())
+
+
+def free_build_locks() -> None:
+    """Keep what DeepSpeed compiles at its first start in a folder of this host, and remove locks there that a killed
+    build left behind: every later start would wait for them for ever.
+
+    A builder has its lock open as long as it builds, which /proc tells of all processes of the host.
+    """
+    build = f"{socket.gethostname()}-py{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
+    default = Path.home() / ".cache" / "dft_mm" / f"torch_extensions-{build}"
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
+    locks = [path for pattern in ("*/lock", "*/*/lock") for path in folder.glob(pattern)]
+    if not locks or os.environ.get("LOCAL_RANK", "0") != "0" or not Path("/proc/self/fd").is_dir():
+        return
+    held = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it was closed, or is another user's
+            held.add(os.readlink(descriptor))  # noqa: PTH115 - a Path would be resolved for nothing
+    for lock in locks:
+        if str(lock.resolve()) not in held:
+            log.warning("removing %s: no process holds it, a build was killed", lock)
+            lock.unlink(missing_ok=True)
 
 
 def rank() -> int:

@@ -1,6 +1,7 @@
 """Ranks: alone, and two of them under gloo."""
 
 import logging
+import os
 import socket
 
 import pytest
@@ -94,3 +95,31 @@ def test_two_ranks_agree_on_values_and_on_errors():
         assert seen[rank]["agreed"] == "nothing"
     assert seen[0]["disagreed"] == "RuntimeError: saving failed on rank 1: OSError('disk full')"
     assert seen[1]["disagreed"] == "OSError: disk full"
+
+
+def test_a_lock_that_a_killed_build_left_is_removed_and_one_that_is_held_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    left, held = tmp_path / "py_cpu/shm/lock", tmp_path / "adam/lock"
+    for lock in (left, held):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    with held.open():
+        dist.free_build_locks()
+        assert (left.exists(), held.exists()) == (False, True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    dist.free_build_locks()
+    assert held.exists(), "one rank of a host does it"
+    monkeypatch.delenv("LOCAL_RANK")
+    dist.free_build_locks()
+    assert not held.exists()
+
+
+def test_builds_are_kept_apart_by_host_unless_the_user_says_where(monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    dist.free_build_locks()
+    assert os.environ["TORCH_EXTENSIONS_DIR"].endswith(f"-torch{torch.__version__}")
+    assert socket.gethostname() in os.environ["TORCH_EXTENSIONS_DIR"]
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/elsewhere")
+    dist.free_build_locks()
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == "/elsewhere"
