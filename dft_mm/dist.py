@@ -1,6 +1,7 @@
 """The ranks of a run: who am I, sums over all, one log line from rank 0, and deciding things together."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import socket
@@ -50,13 +51,13 @@ def init() -> torch.device:
 
 
 def free_build_locks() -> None:
-    """Keep what DeepSpeed compiles at its first start in a folder of this host, and remove locks there that a killed
-    build left behind: every later start would wait for them for ever.
+    """Keep what DeepSpeed compiles at its first start in a folder of this host and installation (another would compile
+    it anew each time), and remove locks there that a killed build left: every later start would wait for them for ever.
 
     A builder has its lock open as long as it builds, which /proc tells of all processes of the host.
     """
-    build = f"{socket.gethostname()}-py{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
-    default = Path.home() / ".cache" / "dft_mm" / f"torch_extensions-{build}"
+    installed = hashlib.sha256(repr((sys.prefix, sys.version, torch.__version__)).encode()).hexdigest()[:12]
+    default = Path.home() / ".cache" / "dft_mm" / f"torch_extensions-{socket.gethostname()}-{installed}"
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
     locks = [path for pattern in ("*/lock", "*/*/lock") for path in folder.glob(pattern)]
     if not locks or os.environ.get("LOCAL_RANK", "0") != "0" or not Path("/proc/self/fd").is_dir():
