@@ -30,7 +30,7 @@ class Draw:
 
 
 def example(draw, name):
-    """0 to 3 pictures, each of 1 to 16 tokens, then text of which the last 0 to all tokens are learned."""
+    """0 to 3 pictures, each of 1 to 16 tokens, then text of which any number of the last tokens is learned, often none."""
     length = draw.number(2, 24)
     ids, supervised = [draw.tensor(2, 490, (1,))], draw.number(0, length - 1) if draw.one_in(2) else 0
     patches, grids = [], []
