@@ -30,7 +30,7 @@ class Draw:
 
 
 def example(draw, name):
-    """0 to 3 pictures, each of 1 to 16 tokens, then text of which any number of the last tokens is learned, often none."""
+    """0 to 3 pictures, each of 1 to 16 tokens, then text of which some of the last tokens, or none, are learned."""
     length = draw.number(2, 24)
     ids, supervised = [draw.tensor(2, 490, (1,))], draw.number(0, length - 1) if draw.one_in(2) else 0
     patches, grids = [], []
