@@ -12,7 +12,7 @@ LAYERS = [
     {"train", "evaluate"},
     {"loss", "data", "model"},
     {"batch", "dist", "progress"},
-    {"config", "families", "errors"},
+    {"config", "families", "errors", "atomic"},
 ]
 LEVEL = {part: -level for level, parts in enumerate(LAYERS) for part in parts}
 MAY_MEET = {frozenset(pair) for pair in [("families", "config"), ("config", "errors")]}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dft_mm
+from dft_mm.atomic import replacing, write_atomically
 from dft_mm.config import read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate import results as tables
@@ -119,9 +120,7 @@ def _claim(out: Path, manifest: dict[str, Any]) -> None:
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no evaluation; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
@@ -156,6 +155,5 @@ def _grade(
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(map(encode, lines)))
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.writelines(map(encode, lines))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from dft_mm import dist
+from dft_mm.atomic import write_atomically
 from dft_mm.errors import InputError
-from dft_mm.train.run_folder import write_atomically
 
 _TAG = "engine"
 _MANIFEST = "manifest.json"

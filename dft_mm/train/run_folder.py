@@ -1,7 +1,6 @@
 """The files of a run beside its checkpoints: recipe, environment, STATUS.json, metrics.jsonl. Rank 0 writes them."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 import dft_mm
+from dft_mm.atomic import write_atomically
 from dft_mm.config import Recipe, read_text, to_yaml
 from dft_mm.errors import InputError
 
@@ -24,16 +24,6 @@ _HARMLESS = {
     ("output",), ("deepspeed",), ("data", "workers"), ("train", "save_every"), ("train", "keep"),
     ("train", "heldout_every"), ("train", "micro_tokens"), ("model", "gradient_checkpointing"),
 }  # fmt: skip
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader or a crash sees the old or the new text, never half of one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_status(folder: Path, state: State, step: int, reason: str = "") -> None:

@@ -3,8 +3,7 @@ learn, lost pictures, empty micro-batches, two losses; and the same steps in pla
 """
 
 import torch
-import torch.nn.functional as F
-from mixed_batches import pixel_values
+from mixed_batches import plain_loss
 from tiny_models import IMAGE_ID, tiny_vl
 
 from dft_mm.batch import Example
@@ -69,19 +68,6 @@ def new_model():
 
 def plain_gradient(model, step):
     """(parameters,) without a line of the package: each example alone, full logits, one backward of the mean."""
-    total, tokens = torch.zeros(()), 0
-    for e in (e for micro_batches in step for examples in micro_batches for e in examples):
-        if not e.supervised.any():
-            continue
-        pictures = {} if e.patches is None else {
-            "pixel_values": pixel_values(e.patches).to(model.dtype), "image_grid_thw": e.image_grid_thw,
-            "mm_token_type_ids": (e.ids == IMAGE_ID).int()[None],
-        }  # fmt: skip
-        log_p = F.log_softmax(model(input_ids=e.ids[None], **pictures).logits[0, :-1], -1)
-        picked = log_p.gather(1, e.ids[1:, None])[:, 0][e.supervised[1:]]
-        weight = picked.exp().detach() if e.policy == 0 else 1.0
-        total = total - (weight * picked).sum()
-        tokens += len(picked)
     model.zero_grad()
-    (total / tokens).backward()
+    plain_loss(model, [e for micro_batches in step for micro in micro_batches for e in micro]).backward()
     return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()])

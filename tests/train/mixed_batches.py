@@ -5,6 +5,7 @@ Shared by the worker that DeepSpeed starts and by the test that computes the sam
 """
 
 import torch
+import torch.nn.functional as F
 from tiny_models import IMAGE_ID, tiny_vl
 
 from dft_mm.batch import Example
@@ -41,6 +42,24 @@ def pixel_values(patches):
     """(P, 588) bytes → (P, 1176) float32 by the formula alone."""
     mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))
     return ((patches.reshape(-1, 3, 1, 196) / 255 - mean) / std).repeat(1, 1, 2, 1).reshape(-1, 1176)
+
+
+def plain_loss(model, examples):
+    """Mean loss of a step without a line of the package: each example alone, full logits."""
+    total, tokens = torch.zeros((), dtype=model.dtype), 0
+    for e in examples:
+        if not e.supervised.any():
+            continue
+        pictures = {} if e.patches is None else {
+            "pixel_values": pixel_values(e.patches).to(model.dtype), "image_grid_thw": e.image_grid_thw,
+            "mm_token_type_ids": (e.ids == IMAGE_ID).int()[None],
+        }  # fmt: skip
+        log_p = F.log_softmax(model(input_ids=e.ids[None], **pictures).logits[0, :-1], -1)
+        picked = log_p.gather(1, e.ids[1:, None])[:, 0][e.supervised[1:]]
+        weight = picked.exp().detach() if e.policy == 0 else 1.0
+        total = total - (weight * picked).sum()
+        tokens += len(picked)
+    return total / tokens
 
 
 def steps():

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from mixed_batches import STEPS, mixed_model, pixel_values, steps
+from mixed_batches import STEPS, mixed_model, plain_loss, steps
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
@@ -34,19 +33,8 @@ def plain_torch(tied, optimizer_name):
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     norms = []
     for ranks in steps():
-        total, tokens = torch.zeros(()), 0
-        for e in (e for micro_batches in ranks for micro in micro_batches for e in micro):
-            pictures = {} if e.patches is None else {
-                "pixel_values": pixel_values(e.patches), "image_grid_thw": e.image_grid_thw,
-                "mm_token_type_ids": (e.ids == 500).int()[None],
-            }  # fmt: skip
-            log_p = F.log_softmax(model(input_ids=e.ids[None], **pictures).logits[0, :-1], -1)
-            picked = log_p.gather(1, e.ids[1:, None])[:, 0][e.supervised[1:]]
-            weight = picked.exp().detach() if e.policy == 0 else 1.0
-            total = total - (weight * picked).sum()
-            tokens += len(picked)
         optimizer.zero_grad()
-        (total / tokens).backward()
+        plain_loss(model, [e for micro_batches in ranks for micro in micro_batches for e in micro]).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         optimizer.step()
     return dict(model.named_parameters(remove_duplicate=False)), norms

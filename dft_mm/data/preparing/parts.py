@@ -7,10 +7,8 @@ it stopped, and a changed file costs its own parts only.
 import hashlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dft_mm.atomic import replacing
 from dft_mm.config import DataConfig
 from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_grid, image_hash, image_size
 from dft_mm.data.layouts.choose import Layout
@@ -303,18 +302,3 @@ def _token_lists(rows: list[np.ndarray], kind: pa.DataType) -> pa.Array:
     offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), dtype=np.int32, count=len(rows) + 1)
     values = np.concatenate(rows) if rows else np.zeros(0, dtype=kind.value_type.to_pandas_dtype())
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind.value_type))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes its place when it is whole and on the disk; not at all after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from dft_mm.atomic import replacing
 from dft_mm.data.images import ImageError, decode_image, image_hash, read_image
 
 Key: TypeAlias = tuple[str, str]
@@ -95,9 +96,8 @@ class Pictures:
         """Forget all others."""
         if keys != self._looks.keys():
             self._looks = {key: found for key, found in self._looks.items() if key in keys}
-            temporary = self._path.with_suffix(".new")
-            temporary.write_text("".join(_line(*item) for item in self._looks.items()), encoding="utf-8")
-            temporary.replace(self._path)
+            with replacing(self._path) as file:
+                file.writelines(_line(*item).encode() for item in self._looks.items())
 
 
 def _line(key: Key, found: Look) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dft_mm.atomic import replacing
 from dft_mm.config import DataConfig, SourceConfig
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.layouts.choose import Layout, choose_layout
@@ -49,7 +50,6 @@ from dft_mm.data.preparing.parts import (
     look_at,
     make,
     read_counts,
-    replacing,
 )  # fmt: skip
 from dft_mm.data.preparing.pictures import Key, Pictures
 from dft_mm.data.preparing.pool import Pool, cores

@@ -1,13 +1,13 @@
 """Packed files (gz, bz2, xz, zst) → what they hold, once, whole or not at all."""
 
 import lzma
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from dft_mm.atomic import replacing
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _NAMES = (".gz", ".bz2", ".xz", ".zst")
@@ -60,14 +60,6 @@ def write_once(target: Path, write: Callable[[Any], Any]) -> Path:
     """`target`, made by `write`, which gets an open file, unless it is there: whole, or not at all."""
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as sink:
-        try:
-            write(sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-            Path(sink.name).replace(target)
-        except BaseException:
-            Path(sink.name).unlink()
-            raise
+    with replacing(target) as sink:
+        write(sink)
     return target
