@@ -87,7 +87,7 @@ def kept(pattern, folder, model):
     manifest = prepare(config, renderer(model), images, folder / "data", 0)
     dataset = Dataset(folder / "data", "all", images)
     read = {}
-    for path in files.find_files(SourceConfig(path=str(pattern)), folder):
+    for path in files.find_files(SourceConfig(path=str(pattern))):
         records = [record for part in files.split(path, 1000, folder) for record in files.read(part)]
         good = [record.value for record in records[:20] if not isinstance(record.value, BadRow)]
         layout = choose_layout(SourceConfig(path=str(path)), path, good)

@@ -91,7 +91,7 @@ def unchanged(manifest: dict[str, Any], config: DataConfig, folder: Path) -> boo
     """Whether the files that were read and those that were written are as they were, and no more have come."""
     known = {read["path"]: read["stamp"] and tuple(read["stamp"]) for read in manifest["inputs"]}
     sources = [*config.train, *config.heldout, *(SourceConfig(path=path) for path in config.benchmarks)]
-    found = {str(path) for source in sources for path in files.find_files(source, folder / "unpacked")}
+    found = {str(path) for source in sources for path in files.find_files(source)}
     return (
         found <= known.keys()
         and all(stamp(Path(path)) == then for path, then in known.items())

@@ -162,7 +162,7 @@ class _Preparation:
         return Benchmarks(questions)
 
     def _files(self, source: SourceConfig) -> list[Path]:
-        found = files.find_files(source, self._folder / "unpacked")
+        found = files.find_files(source)
         for path in found:
             self._note(path)
             self._note(path.with_name(_INFO))  # decides a layout, even by not being there

@@ -56,7 +56,7 @@ class Part:
     """Header of a CSV or TSV."""
 
 
-def find_files(source: SourceConfig, work: Path) -> list[Path]:
+def find_files(source: SourceConfig) -> list[Path]:
     """The files that a source names: one; those of a folder or pattern, sorted; or those fetched for a hub name.
 
     Raises:

@@ -10,7 +10,7 @@ from dft_mm.errors import InputError
 
 
 def found(path, work, **more):
-    return find_files(SourceConfig(path=str(path), **more), work)
+    return find_files(SourceConfig(path=str(path), **more))
 
 
 def make(folder, *names):

@@ -71,14 +71,14 @@ def test_a_saved_data_set_is_read_with_its_pictures_as_they_are(tmp_path):
         tmp_path / "saved", num_shards={"train": 3, "test": 1}
     )
     for name, expected in (("train", made), ("test", made.select([4, 1]))):
-        files = find_files(SourceConfig(path=str(tmp_path / "saved"), split=name), tmp_path)
+        files = find_files(SourceConfig(path=str(tmp_path / "saved"), split=name))
         assert len(files) == (3 if name == "train" else 1)
         undecoded = expected.cast_column("image", datasets.Image(decode=False))
         assert [row for file in files for row in values(file, tmp_path)] == list(undecoded)
-    alone = find_files(SourceConfig(path=str(tmp_path / "saved" / "test")), tmp_path)
+    alone = find_files(SourceConfig(path=str(tmp_path / "saved" / "test")))
     assert [row["problem"] for row in values(alone[0], tmp_path)] == ["e", "b"]
     with pytest.raises(InputError, match="no split 'dev'; there are train, test"):
-        find_files(SourceConfig(path=str(tmp_path / "saved"), split="dev"), tmp_path)
+        find_files(SourceConfig(path=str(tmp_path / "saved"), split="dev"))
 
 
 def test_a_damaged_text_costs_its_row_alone(tmp_path):
