@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dft_mm.config import DataConfig
+from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
@@ -65,3 +66,8 @@ def source(path, **more):
 
 def quarantine(folder):
     return [json.loads(line) for line in (Path(folder) / "quarantine.jsonl").read_text().splitlines()]
+
+
+def ids_of(folder, split="train"):
+    dataset = Dataset(folder, split, None)
+    return [dataset.meta(index)["id"] for index in range(len(dataset))]
