@@ -4,13 +4,10 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
 
 from dft_mm.evaluate import math_text
 from dft_mm.evaluate.math_worker import MathWorker, Verdict
-
-Status = Literal["correct", "wrong", "no_answer", "truncated", "ungradable", "timeout"]
+from dft_mm.evaluate.task import Grade, Status
 
 _WAIT_S = 9.0
 """`grade` promises an end within 10 s."""
@@ -24,17 +21,6 @@ _DETAIL: dict[Status, str] = {
     "ungradable": "the gold answer is empty or cannot be read",
     "timeout": "the comparison ran out of time or memory",
 }
-
-
-@dataclass(frozen=True)
-class Grade:
-    """`truncated`: no answer, and the response was cut at the token limit. `ungradable`: the gold answer is at fault.
-    `timeout`: the comparison took too much time or memory."""
-
-    status: Status
-    extracted: str | None
-    detail: str = ""
-    """Why, where the status alone does not say it."""
 
 
 _shared: dict[int, MathWorker] = {}

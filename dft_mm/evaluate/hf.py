@@ -22,7 +22,7 @@ from dft_mm.data.patches import to_patches
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
-from dft_mm.evaluate.tasks import Question
+from dft_mm.evaluate.task import Question
 from dft_mm.model.load import Processing, load_model, load_processing
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dft_mm.evaluate.suite import SamplingConfig
-from dft_mm.evaluate.tasks import Question
+from dft_mm.evaluate.task import Question
 
 
 @dataclass(frozen=True)

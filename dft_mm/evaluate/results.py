@@ -7,67 +7,78 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-_Z95 = 1.959963984540054
-_RESAMPLES = 10_000
-_BOOTSTRAP_SEED = 0
+from dft_mm.evaluate.statistics import Z95, metric, pass_at_k
+from dft_mm.evaluate.suite import Suite
+from dft_mm.evaluate.task import NOT_SCORED, RIGHT, Answer, Grade, Scored
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927, doi:10.2307/2276774)."""
-    p, z2 = successes / n, _Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+def summarise(
+    suite: Suite, model: str, answers: Mapping[str, Sequence[Answer]], scored: Mapping[str, Scored]
+) -> dict[str, Any]:
+    """What stands in results.json."""
+    benchmarks = {
+        bench.key: _entry(bench.judge_kind, answers[bench.key], scored[bench.key], suite.sampling.samples)
+        for bench in suite.benchmarks
+    }
+    summary: dict[str, Any] = {"suite": suite.name, "model": model, "benchmarks": benchmarks}
+    if suite.averages:
+        summary["averages"] = {
+            name: _average([benchmarks[member] for member in members], members)
+            for name, members in suite.averages.items()
+        }
+    return summary
 
 
-def bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean over questions; the same values give the same interval."""
-    array = np.asarray(values, dtype=np.float64)
-    generator = np.random.Generator(np.random.PCG64(_BOOTSTRAP_SEED))
-    rows = max(1, 2_000_000 // len(array))  # resamples at a time, so that memory stays small
-    means = np.concatenate(
-        [
-            array[generator.integers(0, len(array), size=(min(rows, _RESAMPLES - done), len(array)))].mean(axis=1)
-            for done in range(0, _RESAMPLES, rows)
-        ]
-    )
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def _entry(judge: str, answers: Sequence[Answer], scored: Scored, samples: int) -> dict[str, Any]:
+    metrics = scored.metrics
+    if metrics is None:
+        metrics = sample_metrics([answer.question.id for answer in answers], scored.grades, samples)
+    status = Counter(grade.status for grade in scored.grades)
+    cut = sum(answer.finish_reason == "length" for answer in answers)
+    return {
+        "metrics": dict(metrics),
+        "status": dict(sorted(status.items())),
+        "samples": samples,
+        "judge": judge,
+        "cut_at_max_tokens": cut,
+        **({"headline": list(scored.headline)} if scored.headline else {}),
+        **({"notes": list(scored.notes)} if scored.notes else {}),
+    }
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased chance that one of k samples is right, from n samples (arXiv:2107.03374, eq. 1)."""
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+def sample_metrics(ids: Sequence[str], grades: Sequence[Grade], samples: int) -> dict[str, Any]:
+    """avg@n and pass@k over questions from the grades of all samples; `official` where the task has such a verdict.
 
-
-def metric(values: Sequence[float], binomial: bool) -> dict[str, Any]:
-    """Mean of one value a question, its standard error (None for a single question) and 95 % interval."""
-    n = len(values)
-    array = np.asarray(values, dtype=np.float64)
-    interval = wilson(round(float(array.sum())), n) if binomial else bootstrap(values)
-    error = float(array.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    return {"value": float(array.mean()), "se": error, "ci95": list(interval), "n": n}
-
-
-def summarise(scores: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
-    """One benchmark's entry of results.json, from its lines of scores.jsonl.
-
-    A question with an ungradable answer is left out of the metrics, and stands in the status counts.
+    A question with an answer that could not be scored is left out of them, and stands in the status counts.
     """
-    questions: dict[str, list[str]] = {}
-    for score in scores:
-        questions.setdefault(score["id"], []).append(score["status"])
-    right = [statuses.count("correct") for statuses in questions.values() if "ungradable" not in statuses]
-    metrics: dict[str, Any] = {}
-    if right:
-        metrics[f"avg@{samples}"] = metric([count / samples for count in right], samples == 1)
-        for k in (2**power for power in range(samples.bit_length())):
-            metrics[f"pass@{k}"] = metric([pass_at_k(samples, count, k) for count in right], samples == 1)
-    status = Counter(score["status"] for score in scores)
-    return {"metrics": metrics, "status": dict(sorted(status.items())), "samples": samples}
+    questions: dict[str, list[Grade]] = {}
+    for question, grade in zip(ids, grades, strict=True):
+        questions.setdefault(question, []).append(grade)
+    kept = [each for each in questions.values() if not any(grade.status in NOT_SCORED for grade in each)]
+    if not kept:
+        return {}
+    right = [sum(grade.status in RIGHT for grade in each) for each in kept]
+    metrics = {f"avg@{samples}": metric([count / samples for count in right], samples == 1)}
+    for k in (2**power for power in range(samples.bit_length())):
+        metrics[f"pass@{k}"] = metric([pass_at_k(samples, count, k) for count in right], samples == 1)
+    if all(grade.official is not None for each in kept for grade in each):
+        official = [sum(bool(grade.official) for grade in each) / samples for each in kept]
+        metrics[f"official avg@{samples}"] = metric(official, samples == 1)
+    return metrics
+
+
+def _average(entries: Sequence[Mapping[str, Any]], members: Sequence[str]) -> dict[str, Any]:
+    """Unweighted mean of the members' first metrics; its standard error takes them as independent."""
+    first = [next(iter(entry["metrics"].values()), None) for entry in entries]
+    missing = [member for member, value in zip(members, first) if value is None]
+    if missing:
+        return {"value": None, "se": None, "ci95": None, "of": list(members), "missing": missing}
+    mean = sum(value["value"] for value in first) / len(first)
+    errors = [value["se"] for value in first]
+    if any(error is None for error in errors):
+        return {"value": mean, "se": None, "ci95": None, "of": list(members)}
+    error = math.sqrt(sum(each**2 for each in errors)) / len(first)
+    return {"value": mean, "se": error, "ci95": [mean - Z95 * error, mean + Z95 * error], "of": list(members)}
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
@@ -78,23 +89,32 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "| benchmark | metric | % | 95 % interval | questions | answers |",
         "|---|---|---:|---:|---:|---|",
     ]
-    left_out = False
+    notes: list[str] = []
     for name, entry in results["benchmarks"].items():
         status = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in entry["status"].items())
-        left_out |= "ungradable" in entry["status"]
+        if cut := entry["cut_at_max_tokens"]:
+            status += f"; {cut} cut at max_tokens"
+        if NOT_SCORED & entry["status"].keys():
+            notes.append(f"{name}: questions with an answer that could not be scored are not part of the values.")
+        if entry["judge"] != "rule":
+            notes.append(f"{name}: judged by {entry['judge']}; values of different judges do not compare.")
+        notes += [f"{name}: {note}" for note in entry.get("notes", ())]
         rows = entry["metrics"].items() or [("", None)]
         for number, (key, value) in enumerate(rows):
-            shown = status if number == 0 else ""
-            if value is None:
-                lines.append(f"| {name} | | | | 0 | {shown} |")
-                continue
-            low, high = (100 * bound for bound in value["ci95"])
-            lines.append(
-                f"| {name} | {key} | {100 * value['value']:.1f} | {low:.1f} to {high:.1f} | {value['n']} | {shown} |"
-            )
-    if left_out:
-        lines += ["", "Questions with an ungradable answer are not part of the values."]
+            lines.append(_row(name, key, value, status if number == 0 else ""))
+    for name, value in results.get("averages", {}).items():
+        lines.append(_row(name, f"mean of {len(value['of'])}", value if value["value"] is not None else None, ""))
+        if value["value"] is None:
+            notes.append(f"{name}: no value, since {', '.join(value['missing'])} have none.")
+    lines += ["", *(f"- {note}" for note in notes)] if notes else []
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, key: str, value: Mapping[str, Any] | None, status: str) -> str:
+    if value is None:
+        return f"| {name} | {key} | | | 0 | {status} |"
+    interval = "" if value["ci95"] is None else " to ".join(f"{100 * bound:.1f}" for bound in value["ci95"])
+    return f"| {name} | {key} | {100 * value['value']:.1f} | {interval} | {value.get('n', '')} | {status} |"
 
 
 def _cell(text: str) -> str:

@@ -14,10 +14,12 @@ from dft_mm.config import read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate import results as tables
 from dft_mm.evaluate.backends import BACKENDS
+from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.generations import encode, generate
 from dft_mm.evaluate.requests import Backend, BackendOptions, Request, seed_of
 from dft_mm.evaluate.suite import Suite, load_suite
-from dft_mm.evaluate.tasks import TASKS, Question, fingerprint, load_questions
+from dft_mm.evaluate.task import Answer, Question, Scored, Scoring
+from dft_mm.evaluate.tasks.registry import TASKS
 from dft_mm.progress import progress
 
 # What decides answers; a README beside the weights does not.
@@ -32,6 +34,7 @@ def evaluate(
     replay: str | Path | None = None,
     dtype: str = "auto",
     batch_size: int = 16,
+    unsafe_exec: bool = False,
 ) -> dict[str, Any]:
     """Generate, grade and write OUT/{manifest.json, generations.jsonl, scores.jsonl, results.json, results.md}.
 
@@ -45,7 +48,7 @@ def evaluate(
     if replay is not None and backend != "replay":
         raise InputError(f"--replay is for the backend replay, not for {backend}")
     out = Path(out)
-    questions = {bench.key: load_questions(bench.task, bench.data, bench.limit) for bench in suite.benchmarks}
+    questions = {bench.key: TASKS[bench.task].load(bench, _work(out, bench)) for bench in suite.benchmarks}
     options = BackendOptions(
         str(model), suite.sampling, Path(replay) if replay is not None else None, dtype, batch_size
     )
@@ -53,18 +56,16 @@ def evaluate(
     batches = source.plan(_requests(suite, questions))
     _claim(out, _manifest(suite, str(model), source, questions))
     generated = generate(source, batches, out / "generations.jsonl")
-    scores = _grade(suite, questions, generated)
-    _write_lines(out / "scores.jsonl", scores)
-    summary = {
-        "suite": suite.name,
-        "model": str(model),
-        "benchmarks": {
-            bench.key: tables.summarise([s for s in scores if s["benchmark"] == bench.key], suite.sampling.samples)
-            for bench in suite.benchmarks
-        },
-    }
+    answers = _answers(suite, questions, generated)
+    scored = {bench.key: _score(bench, answers[bench.key], out, unsafe_exec) for bench in suite.benchmarks}
+    _write_lines(out / "scores.jsonl", [line for key in scored for line in _lines(key, answers[key], scored[key])])
+    summary = tables.summarise(suite, str(model), answers, scored)
     tables.write(summary, out)
     return summary
+
+
+def _work(out: Path, bench: BenchmarkConfig) -> Path:
+    return out / "work" / bench.key
 
 
 def _requests(suite: Suite, questions: Mapping[str, Sequence[Question]]) -> list[Request]:
@@ -77,18 +78,28 @@ def _requests(suite: Suite, questions: Mapping[str, Sequence[Question]]) -> list
 
 
 def _manifest(suite: Suite, model: str, source: Backend, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
-    packages = ("torch", "transformers") if source.settings["name"] == "hf" else ()
+    packages = {package for bench in suite.benchmarks for package in TASKS[bench.task].versions}
+    packages |= {"torch", "transformers"} if source.settings["name"] == "hf" else set()
     return {
         "suite": suite.model_dump(mode="json"),
         "model": {"path": model, "sha256": _model_hash(model)},
         "backend": source.settings,
-        "data_sha256": {name: fingerprint(asked) for name, asked in questions.items()},
+        "data_sha256": {name: _fingerprint(asked) for name, asked in questions.items()},
         "versions": {
             "dft_mm": dft_mm.__version__,
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
+            **{package: importlib.metadata.version(package) for package in sorted(packages)},
         },
     }
+
+
+def _fingerprint(questions: Sequence[Question]) -> str:
+    """Hash of everything that decides prompts and grades. Where pictures lie does not; the pictures count elsewhere."""
+    rows = [
+        [each.id, each.messages, each.gold, each.images, each.completion, each.stop, dict(each.about)]
+        for each in questions
+    ]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _model_hash(model: str) -> str:
@@ -117,7 +128,7 @@ def _claim(out: Path, manifest: dict[str, Any]) -> None:
                 f"{out} holds another evaluation: {'; '.join(differ[:5])}. Give another --out, or remove the folder"
             )
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != "work" for path in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no evaluation; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
@@ -136,22 +147,37 @@ def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
         yield f"{where.rstrip('.')} was {found!r}, is {wanted!r}"
 
 
-def _grade(
+def _answers(
     suite: Suite, questions: Mapping[str, Sequence[Question]], generated: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Lines of scores.jsonl: benchmark by benchmark, in the order of the questions, then of the samples."""
-    texts = {(line["benchmark"], line["id"], line["sample"]): line for line in generated}
-    scores: list[dict[str, Any]] = []
-    for bench in suite.benchmarks:
-        wanted = [(question, number) for question in questions[bench.key] for number in range(suite.sampling.samples)]
-        lines = [texts[bench.key, question.id, number] for question, number in wanted]
-        answers = [(line["text"], question.gold, line["finish_reason"]) for line, (question, _) in zip(lines, wanted)]
-        with progress(f"grading {bench.key}", len(answers)) as advance:
-            for (question, number), verdict in zip(wanted, TASKS[bench.task].grade(answers), strict=True):
-                about = {"benchmark": bench.key, "id": question.id, "sample": number, "status": verdict.status}
-                scores.append(about | {"extracted": verdict.extracted, "gold": question.gold, "detail": verdict.detail})
-                advance(1)
-    return scores
+) -> dict[str, list[Answer]]:
+    """By benchmark, in the order of the questions, then of the samples."""
+    lines = {(line["benchmark"], line["id"], line["sample"]): line for line in generated}
+    return {
+        name: [
+            Answer(question, sample, (line := lines[name, question.id, sample])["text"], line["finish_reason"])
+            for question in asked
+            for sample in range(suite.sampling.samples)
+        ]
+        for name, asked in questions.items()
+    }
+
+
+def _score(bench: BenchmarkConfig, answers: Sequence[Answer], out: Path, unsafe_exec: bool) -> Scored:
+    with progress(f"grading {bench.key}", len(answers)) as advance:
+        scored = TASKS[bench.task].score(answers, Scoring(bench, _work(out, bench), unsafe_exec, advance))
+    if len(scored.grades) != len(answers):
+        raise RuntimeError(f"{bench.key}: {len(scored.grades)} grades of {len(answers)} answers")
+    return scored
+
+
+def _lines(name: str, answers: Sequence[Answer], scored: Scored) -> Iterator[dict[str, Any]]:
+    """Lines of scores.jsonl."""
+    for answer, grade in zip(answers, scored.grades, strict=True):
+        official = {} if grade.official is None else {"official": grade.official}
+        yield {
+            "benchmark": name, "id": answer.question.id, "sample": answer.sample, "status": grade.status,
+            "extracted": grade.extracted, "gold": answer.question.gold, "detail": grade.detail, **official,
+        }  # fmt: skip
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

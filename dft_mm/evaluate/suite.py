@@ -3,16 +3,15 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from dft_mm.config import Section, load_section
 from dft_mm.errors import InputError
-from dft_mm.evaluate.tasks import TASKS
+from dft_mm.evaluate.benchmark import NAME, BenchmarkConfig, named_file
+from dft_mm.evaluate.tasks.registry import TASKS
 
 SUITES_DIR = Path("eval/suites")
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class SamplingConfig(Section):
@@ -34,38 +33,20 @@ class SamplingConfig(Section):
         return self
 
 
-class BenchmarkConfig(Section):
-    task: str
-    """What is asked and how it is graded."""
-    data: str
-    """File of questions, or a folder with a test.jsonl."""
-    name: str | None = Field(default=None, pattern=_NAME)
-    """Name in the results; default: the task."""
-    limit: int | None = Field(default=None, ge=1)
-    """Ask the first so many questions."""
-    judge: Literal["rule"] = "rule"
-    """Answers are graded by the task's own rule."""
-
-    @model_validator(mode="after")
-    def _task_exists(self) -> "BenchmarkConfig":
-        if self.task not in TASKS:
-            near = difflib.get_close_matches(self.task, TASKS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown task {self.task!r}; {hint}There are {', '.join(TASKS)}")
-        return self
-
-    @property
-    def key(self) -> str:
-        """Its name everywhere in the results."""
-        return self.name or self.task
-
-
 class Suite(Section):
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME)
     """Name of the suite."""
     sampling: SamplingConfig = SamplingConfig()
     benchmarks: list[BenchmarkConfig] = Field(min_length=1)
     """What is asked."""
+    averages: dict[str, list[str]] = Field(default={})
+    """Unweighted means of several benchmarks' first metrics, by name, as the paper's tables have them."""
+
+    @model_validator(mode="after")
+    def _tasks_understand_their_entries(self) -> "Suite":
+        for bench in self.benchmarks:
+            _check(bench)
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Suite":
@@ -73,18 +54,44 @@ class Suite(Section):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"benchmarks: {twice[0]!r} stands there twice; give each a `name` of its own")
+        for name, members in self.averages.items():
+            unknown = [member for member in members if member not in keys]
+            if unknown or not members:
+                raise ValueError(f"averages.{name}: {unknown or members} are no benchmarks here; there are {keys}")
         return self
+
+
+def _check(bench: BenchmarkConfig) -> None:
+    """Raise ValueError for a key that the task has no use for: it would change nothing, in silence."""
+    if bench.task not in TASKS:
+        near = difflib.get_close_matches(bench.task, TASKS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown task {bench.task!r}; {hint}There are {', '.join(TASKS)}")
+    task = TASKS[bench.task]
+    useless = bench.model_fields_set & {"prompt", "pictures", "instructions"} - task.takes
+    if useless:
+        raise ValueError(f"benchmark {bench.key}: task {bench.task} has no {', '.join(sorted(useless))}")
+    if bench.judge_kind not in task.judges:
+        judges = {"rule": "rule", "exact": "exact", "endpoint": "{url, model, key_env}"}
+        known = ", ".join(judges[judge] for judge in task.judges)
+        raise ValueError(
+            f"benchmark {bench.key}: task {bench.task} cannot be judged by {bench.judge!r}; there are {known}"
+        )
+    if bench.split is not None and bench.split not in task.splits:
+        known = ", ".join(task.splits) or "none"
+        raise ValueError(f"benchmark {bench.key}: task {bench.task} has no split {bench.split!r}; there are {known}")
 
 
 def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     """Read a suite file, or `eval/suites/NAME.yaml` by its NAME; then `sampling.key=value`. Raises InputError."""
     file = Path(path)
     if not file.is_file():
-        named = SUITES_DIR / f"{path}.yaml"
-        if not named.is_file():
+        named = named_file("suites", str(path))
+        if named is None:
             known = ", ".join(sorted(suite.stem for suite in SUITES_DIR.glob("*.yaml"))) or "none"
             raise InputError(
-                f"suite not found: {path} is no file, and {named} does not exist in {Path.cwd()} (there: {known})"
+                f"suite not found: {path} is no file, and {SUITES_DIR / f'{path}.yaml'} does not exist in {Path.cwd()} "
+                f"(there: {known})"
             )
         file = named
     return load_section(Suite, file, overrides)

@@ -9,7 +9,9 @@ from typing import Any
 
 from dft_mm.data.images import load_image
 from dft_mm.errors import InputError
-from dft_mm.evaluate.tasks import Question, load_questions
+from dft_mm.evaluate.benchmark import BenchmarkConfig
+from dft_mm.evaluate.task import Question
+from dft_mm.evaluate.tasks.registry import TASKS
 from dft_mm.report.read import Results, locate, read_lines
 
 _LONGEST_SIDE = 480
@@ -71,11 +73,14 @@ def _questions(result: Results, benchmark: str) -> list[Question] | None:
     """The questions, from the file that the results' manifest names."""
     entries = result.manifest.get("suite", {}).get("benchmarks", [])
     entry = next((each for each in entries if (each["name"] or each["task"]) == benchmark), None)
-    path = locate(entry["data"], result.folder) if entry else None
-    if path is None:
+    if entry is None:
         return None
+    path = locate(entry["data"], result.folder) if entry["data"] else None
+    if entry["data"] and path is None:
+        return None
+    bench = BenchmarkConfig.model_validate(entry | {"data": None if path is None else str(path)})
     try:
-        return load_questions(entry["task"], str(path), entry["limit"])
+        return TASKS[bench.task].load(bench, result.folder / "work" / benchmark)
     except InputError:  # the file is another one by now; the scores stand without it
         return None
 

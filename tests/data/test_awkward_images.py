@@ -21,7 +21,7 @@ from dft_mm.data.patches import to_patches
 from dft_mm.evaluate.hf import HuggingFace, Prompt
 from dft_mm.evaluate.requests import BackendOptions, Request
 from dft_mm.evaluate.suite import SamplingConfig
-from dft_mm.evaluate.tasks import Question
+from dft_mm.evaluate.task import Question
 from dft_mm.model.builtin import IMAGE_PROCESSOR
 from dft_mm.model.load import resolve
 

@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 from transformers import AutoConfig, AutoTokenizer
 
-from dft_mm.evaluate.tasks import MATH_SYSTEM
+from dft_mm.evaluate.tasks.mathematics import MATH_SYSTEM
 from dft_mm.model.load import read_family, resolve
 
 

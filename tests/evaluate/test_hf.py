@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from asked import load_questions
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
@@ -14,7 +15,8 @@ from dft_mm.evaluate import hf
 from dft_mm.evaluate.requests import BackendOptions, Request
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import SamplingConfig, Suite
-from dft_mm.evaluate.tasks import MATH_SYSTEM, Question, load_questions
+from dft_mm.evaluate.task import Question
+from dft_mm.evaluate.tasks.mathematics import MATH_SYSTEM
 from dft_mm.model.load import load_model
 
 TOKENS = 6

@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
+from asked import load_questions
 
 from dft_mm.errors import InputError
 from dft_mm.evaluate.requests import seed_of
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
-from dft_mm.evaluate.tasks import load_questions
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from asked import load_questions
 
 from dft_mm.errors import InputError
 from dft_mm.evaluate.suite import load_suite
-from dft_mm.evaluate.tasks import grade_exact, load_questions
+from dft_mm.evaluate.tasks.digits import grade_exact
 
 
 def _suite(tmp_path, text):
@@ -28,8 +29,8 @@ def test_a_suite_is_read_with_its_overrides(tmp_path):
     assert suite.benchmarks[0].key == "g"
 
 
-def test_the_shipped_suites_load_by_name(repo, monkeypatch):
-    monkeypatch.chdir(repo)
+def test_the_shipped_suites_load_by_name_from_anywhere(repo, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     assert load_suite("text_math").sampling.samples == 16
     for path in (repo / "eval/suites").glob("*.yaml"):
         assert load_suite(path).name == path.stem
@@ -40,7 +41,10 @@ def test_the_shipped_suites_load_by_name(repo, monkeypatch):
     [
         ("name: s\nbenchmarks: [{task: gms8k, data: d}]", ["gms8k", "did you mean 'gsm8k'"]),
         ("name: s\nbenchmarks: []", ["benchmarks"]),
-        ("name: s\nbenchmarks: [{task: gsm8k}]", ["data", "missing"]),
+        ("name: s\nbenchmarks: [{task: gsm8k, split: x}]", ["gsm8k", "no split 'x'"]),
+        ("name: s\nbenchmarks: [{task: digits, data: d, prompt: qwen}]", ["digits", "no prompt"]),
+        ("name: s\nbenchmarks: [{task: gsm8k, judge: exact}]", ["gsm8k", "'exact'", "there are rule"]),
+        ("name: s\nbenchmarks: [{task: gsm8k}]\naverages: {all: [gsm9k]}", ["averages.all", "gsm9k", "gsm8k"]),
         ("name: s\nbenchmarks: [{task: gsm8k, data: d}, {task: gsm8k, data: e}]", ["gsm8k", "twice", "name"]),
         ("name: s\nsampling: {temprature: 1}\nbenchmarks: [{task: gsm8k, data: d}]", ["temprature", "temperature"]),
         ("name: s\nsampling: {samples: 4}\nbenchmarks: [{task: gsm8k, data: d}]", ["samples is 4", "temperature"]),
@@ -90,7 +94,7 @@ def test_broken_missing_empty_and_repeated_data_are_refused(tmp_path):
     with pytest.raises(InputError, match="no question"):
         load_questions("gsm8k", str(empty))
     row = {"idx": 3, "question": "q", "answer": "#### 1"}
-    with pytest.raises(InputError, match=r":2: id 3 is that of line 1"):
+    with pytest.raises(InputError, match=r":2: id '3' is that of line 1"):
         load_questions("gsm8k", str(_data(tmp_path, row, row)))
     empty.write_text('{"question": ', encoding="utf-8")
     with pytest.raises(InputError, match=r":1: not valid JSON"):

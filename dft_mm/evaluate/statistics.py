@@ -1,0 +1,49 @@
+"""Values with their uncertainty: one value a question, since answers to the same question are not independent."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959963984540054
+_RESAMPLES = 10_000
+_BOOTSTRAP_SEED = 0
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927, doi:10.2307/2276774)."""
+    p, z2 = successes / n, Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+
+
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean over questions; the same values give the same interval."""
+    array = np.asarray(values, dtype=np.float64)
+    generator = np.random.Generator(np.random.PCG64(_BOOTSTRAP_SEED))
+    rows = max(1, 2_000_000 // len(array))  # resamples at a time, so that memory stays small
+    means = np.concatenate(
+        [
+            array[generator.integers(0, len(array), size=(min(rows, _RESAMPLES - done), len(array)))].mean(axis=1)
+            for done in range(0, _RESAMPLES, rows)
+        ]
+    )
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased chance that one of k samples is right, from n samples (arXiv:2107.03374, eq. 1)."""
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def metric(values: Sequence[float], binomial: bool) -> dict[str, Any]:
+    """Mean of one value a question, its standard error (None for a single question) and 95 % interval."""
+    n = len(values)
+    array = np.asarray(values, dtype=np.float64)
+    interval = wilson(round(float(array.sum())), n) if binomial else bootstrap(values)
+    error = float(array.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    return {"value": float(array.mean()), "se": error, "ci95": list(interval), "n": n}

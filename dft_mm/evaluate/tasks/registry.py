@@ -1,0 +1,7 @@
+"""All tasks by name. A benchmark is one entry here, or in the table of its kind."""
+
+from dft_mm.evaluate.task import Task
+from dft_mm.evaluate.tasks.digits import DIGITS
+from dft_mm.evaluate.tasks.mathematics import MATHEMATICS
+
+TASKS: dict[str, Task] = {"digits": DIGITS, **MATHEMATICS}
