@@ -2,6 +2,7 @@
 
 from dft_mm.evaluate.task import Task
 from dft_mm.evaluate.tasks.digits import DIGITS
+from dft_mm.evaluate.tasks.games import GAME_TASKS
 from dft_mm.evaluate.tasks.mathematics import MATHEMATICS
 
-TASKS: dict[str, Task] = {"digits": DIGITS, **MATHEMATICS}
+TASKS: dict[str, Task] = {"digits": DIGITS, **MATHEMATICS, **GAME_TASKS}
