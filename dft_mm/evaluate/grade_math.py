@@ -2,13 +2,16 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from dft_mm.evaluate import math_text
 from dft_mm.evaluate.math_worker import MathWorker, Verdict
 from dft_mm.evaluate.task import Grade, Status
 
+T = TypeVar("T")
+U = TypeVar("U")
 _WAIT_S = 9.0
 """`grade` promises an end within 10 s."""
 
@@ -53,14 +56,30 @@ class Grader:
         for worker in self._workers:
             worker.close()
 
-    def grade_all(self, items: Sequence[tuple[str, str, str]]) -> Iterator[Grade]:
-        """Grades of (response, gold, finish_reason), in their order, as they become known."""
+    def grade_all(
+        self, items: Sequence[tuple[str, str, str]], tolerances: Sequence[float] | None = None
+    ) -> Iterator[Grade]:
+        """Grades of (response, gold, finish_reason), in their order, as they become known.
+
+        `tolerances`: how far a number may be from the gold one where the benchmark says so; 0 where it does not.
+        """
+
+        def one(worker: MathWorker, item: tuple[tuple[str, str, str], float]) -> Grade:
+            return _grade(worker, *item[0], wait_s=None, tolerance=item[1])
+
+        return self._each(one, list(zip(items, tolerances or [0.0] * len(items), strict=True)))
+
+    def official_all(self, items: Sequence[tuple[str, str]], keep_units: bool = False) -> Iterator[bool]:
+        """Verdicts of Qwen2.5-Math's own rules on (response, gold); see `math_official`."""
+        return self._each(lambda worker, item: worker.official(*item, keep_units), items)
+
+    def _each(self, work: Callable[[MathWorker, T], U], items: Sequence[T]) -> Iterator[U]:
         idle = list(self._workers)  # as many threads as workers: there is always one for a thread that starts a task
 
-        def one(item: tuple[str, str, str]) -> Grade:
+        def one(item: T) -> U:
             worker = idle.pop()
             try:
-                return _grade(worker, *item, wait_s=None)
+                return work(worker, item)
             finally:
                 idle.append(worker)
 
@@ -68,11 +87,15 @@ class Grader:
             yield from pool.map(one, items)
 
 
-def _grade(worker: MathWorker, response: str, gold: str, finish_reason: str, wait_s: float | None) -> Grade:
+def _grade(
+    worker: MathWorker, response: str, gold: str, finish_reason: str, wait_s: float | None, tolerance: float = 0.0
+) -> Grade:
     extracted = math_text.extract(response)
     if extracted is None:
         return Grade("truncated" if finish_reason == "length" else "no_answer", None)
     status = _compare(worker, extracted, gold, wait_s)
+    if status == "wrong" and tolerance and math_text.within(gold, extracted, tolerance):
+        return Grade("correct", extracted, f"within {tolerance:g} of the gold answer, as the benchmark allows")
     return Grade(status, extracted, _DETAIL.get(status, ""))
 
 

@@ -95,18 +95,24 @@ _SPACES = re.compile(r"(?<!\\)\\[ ,;:!]|\\q?quad\b|\\(?:left|right|displaystyle)
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\\circ\}?|\\text\{\s*degrees?\s*\}|\bdegrees?\b)")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})")
-_NAME = re.compile(r"^(?:[A-Za-z]\w?|\\[a-z]+|[a-zA-Z]\([a-z]\))\s*(?:=|\\in\b)\s*(?=[^=]+$)")
+_NAME = re.compile(r"^(?:[A-Za-z]\w?(?:_\{[^{}]*\})?|\\[a-z]+|[a-zA-Z]\([a-z]\))\s*(?:=|\\in\b)\s*(?=[^=]+$)")
 _UNIT = re.compile(
     r"(?<=[\d})])\s*(?:\\text\{(?!\s*[ap]\.?m\b)[^{}]*\}|(?<=\s)(?![ap]m\b)[A-Za-z]{2,}(?:\s+[A-Za-z]+){0,3})(?:\^\{?\d\}?)?$"
 )
 _METRIC = re.compile(r"(?<=[\d}\s)i])\s*(?:(?:mm|cm|dm|km|厘米|千米|米)(?:\^\{?[23]\}?)?|m\^\{?[23]\}?|(?<=\s)m)$")
-_WORD_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])\s*(?:\(([^()]*)\))?")
+_WORD_FUNCTION = re.compile(
+    r"(?<![\\A-Za-z])(?:np\.)?(sqrt|pi|(?:arc)?(?:sin|cos|tan)|ln|log)(?![A-Za-z])\s*(?:\(([^()]*)\))?"
+)
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _BASE = re.compile(r"^(\d+)_\{?(\d+)\}?$")
+_LONE_INDEX = re.compile(r"([_^])\{(\w)\}")
+_SCIENTIFIC = re.compile(
+    r"(?:([-+]?(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100}))(?:\\times|\\cdot))?10\^\{?([-+]?\d{1,3})\}?"
+)
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?:[ap]m)?")
 _CHOICE = re.compile(r"(?:[Oo]ption\s*)?\(?(?:([A-Z])\)?(?:[.:)\s].*)?|([a-z])\)?)", re.DOTALL)
-_DECIMAL = re.compile(r"[-+]?(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})")
-_RATIO = re.compile(r"([-+]?)(?:\\frac\{([-+]?\d{1,100})\}\{(\d{1,100})\}|(\d{1,100})/(\d{1,100}))")
+_DECIMAL = re.compile(r"[-+]?(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})(?:[eE][-+]?\d{1,3})?")
+_RATIO = re.compile(r"([-+]?)(?:\\frac\{([-+]?\d{1,100})\}\{(\d{1,100})\}|(\d{1,100}(?:\.\d{0,100})?)/(\d{1,100}))")
 
 
 def clean(answer: str) -> str:
@@ -138,7 +144,7 @@ def _in_latex(match: re.Match[str]) -> str:
 
 def squash(cleaned: str) -> str:
     """A key for comparison: what `clean` gave, without text commands, spaces and, for words, letter case."""
-    text = re.sub(r"\s+", "", _TEXT.sub(r"\1", cleaned))
+    text = _LONE_INDEX.sub(r"\1\2", re.sub(r"\s+", "", _TEXT.sub(r"\1", cleaned)))
     if re.fullmatch(r"\(?[A-Za-z]{3,}\)?|\([A-Za-z]\)", text):
         text = text.strip("()")
     time = text.lower().replace(".", "")
@@ -148,14 +154,16 @@ def squash(cleaned: str) -> str:
 
 
 def number(key: str) -> Fraction | None:
-    """The exact value of a squashed decimal, ratio or fraction; None for anything else."""
+    r"""The exact value of a squashed decimal, ratio, fraction or a \times 10^{n}; None for anything else."""
     if _DECIMAL.fullmatch(key):
         return Fraction(key)
+    if scientific := _SCIENTIFIC.fullmatch(key):
+        return Fraction(scientific[1] or 1) * Fraction(10) ** int(scientific[2])
     match = _RATIO.fullmatch(key)
     if match is None:
         return None
-    above, below = int(match[2] or match[4]), int(match[3] or match[5])
-    return None if below == 0 else Fraction(above, below) * (-1 if match[1] == "-" else 1)
+    above, below = Fraction(match[2] or match[4]), int(match[3] or match[5])
+    return None if below == 0 else above / below * (-1 if match[1] == "-" else 1)
 
 
 def same_number(gold: Fraction, answer: Fraction, answer_key: str) -> bool:
@@ -166,6 +174,12 @@ def same_number(gold: Fraction, answer: Fraction, answer_key: str) -> bool:
             rest //= prime
     close = rest > 1 and "." in answer_key and abs(gold - answer) <= abs(gold) / 1_000_000
     return gold == answer or close
+
+
+def within(gold: str, answer: str, tolerance: float) -> bool:
+    """Whether two answers are numbers that differ by no more than `tolerance`."""
+    left, right = number(squash(clean(gold))), number(squash(clean(answer)))
+    return left is not None and right is not None and abs(left - right) <= Fraction(str(tolerance))
 
 
 def is_words(key: str) -> bool:

@@ -4,6 +4,7 @@ math-verify can hang and needs the main thread for its own alarm, so it runs apa
 its LaTeX parser is used: it never reaches Python's eval.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,10 +21,24 @@ from dft_mm.errors import InputError
 Verdict = Literal["equal", "different", "bad_gold", "timeout"]
 
 _MEMORY_BYTES = 4 << 30
+_OFFICIAL_S = 3.0
+_OFFICIAL_NEEDS = {"word2number": "1.1"}
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from dft_mm.evaluate.math_worker import serve; serve(float(sys.argv[2]))"
 )
+
+
+def official_missing() -> str | None:
+    """Why the official rules cannot be applied here, with the way out; None when they can."""
+    for package, wanted in _OFFICIAL_NEEDS.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        if not found.startswith(wanted):
+            return f"Qwen's rules need {package} {wanted} (here: {found}): pip install '{package}=={wanted}.*'"
+    return None
 
 
 class MathWorker:
@@ -53,20 +68,29 @@ class MathWorker:
         `wait_s` bounds the whole call, the child's start included; None waits for the start as long as it takes.
         `timeout` also stands for a child that ran out of memory or crashed.
         """
+        verdict = self._ask(["compare", gold, answer], self.limit_s, wait_s)
+        return "timeout" if verdict is None else verdict
+
+    def official(self, response: str, gold: str, keep_units: bool) -> bool:
+        """Whether Qwen2.5-Math's rules call a response right (`math_official`); they call what takes over 3 s wrong."""
+        return self._ask(["official", response, gold, keep_units], _OFFICIAL_S, None) is True
+
+    def _ask(self, request: list[Any], limit_s: float, wait_s: float | None) -> Any:
+        """What the child answers; None when it is late, ran out of memory or crashed."""
         end = None if wait_s is None else time.monotonic() + wait_s
         with self._lock:
             if not self._ready:
                 line = self._read_line(end)
                 if line is None and self.process.poll() is None:
-                    return "timeout"  # still starting, on a slow machine: left alone for the next call
+                    return None  # still starting, on a slow machine: left alone for the next call
                 if line is None:
                     self._replace()
-                    return "timeout"
+                    return None
                 self._ready = True
-            limit = time.monotonic() + self.limit_s
+            limit = time.monotonic() + limit_s
             end = limit if end is None else min(end, limit)
             try:
-                self._pipe("stdin").write(json.dumps([gold, answer]).encode() + b"\n")
+                self._pipe("stdin").write(json.dumps(request).encode() + b"\n")
                 self._pipe("stdin").flush()
             except OSError:  # the child died between two calls
                 line = None
@@ -74,7 +98,7 @@ class MathWorker:
                 line = self._read_line(end)
             if line is None:
                 self._replace()
-                return "timeout"
+                return None
             return json.loads(line)
 
     def close(self) -> None:
@@ -110,7 +134,7 @@ class MathWorker:
 
 
 def serve(limit_s: float) -> None:
-    """The child: a line [gold, answer] in, a verdict out, until the input ends."""
+    """The child: a line [kind, …] in, a verdict out, until the input ends."""
     import logging
     import resource
 
@@ -138,9 +162,16 @@ def serve(limit_s: float) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         # Should the parent be gone while a comparison hangs, the system ends this child.
         resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + 2 * limit_s) + 1, -1))
-        gold_text, answer_text = json.loads(line)
-        gold = parse_gold(gold_text)
-        verdict: Verdict = "bad_gold"
-        if gold:
-            verdict = "equal" if equal(gold, parse(answer_text)) else "different"
+        kind, *request = json.loads(line)
+        verdict: Verdict | bool
+        if kind == "official":
+            from dft_mm.evaluate import math_official, math_symbolic  # what grading can do without
+
+            verdict = math_official.verdict(*request, math_symbolic.same)
+        else:
+            gold_text, answer_text = request
+            gold = parse_gold(gold_text)
+            verdict = "bad_gold"
+            if gold:
+                verdict = "equal" if equal(gold, parse(answer_text)) else "different"
         out.write(json.dumps(verdict).encode() + b"\n")
