@@ -81,12 +81,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     from dft_mm.report.page import write_report
+    from dft_mm.report.tables import write_table
 
-    if arguments.out.suffix not in (".html", ".htm") or arguments.out.is_dir():
-        raise InputError(f"--out {arguments.out}: the page is a file that ends in .html")
+    writers = {".html": write_report, ".htm": write_report, ".md": write_table}
+    if arguments.out.suffix not in writers or arguments.out.is_dir():
+        raise InputError(f"--out {arguments.out}: a page is a file that ends in .html, a table one that ends in .md")
     _make_folder(arguments.out.parent)
-    write_report(arguments.paths, arguments.out)
+    writers[arguments.out.suffix](arguments.paths, arguments.out)
     print(f"wrote {arguments.out}")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    from dft_mm.study.compare import compare_results
+
+    _make_folder(arguments.out)
+    compare_results(*arguments.results, arguments.out)
+    print((arguments.out / "compare.md").read_text(encoding="utf-8"))
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -177,11 +187,19 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--batch-size", type=_positive, default=16, help="answers generated together (default: 16)")
     verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
     verb = add(
-        "report", report, "write one self-contained page from runs and results",
+        "compare", compare, "say whether one of two result folders is better, question by question",
+        "dft-mm compare --results runs/dft/eval/math runs/sft/eval/math --out comparison",
+    )  # fmt: skip
+    verb.add_argument(
+        "--results", type=Path, nargs=2, required=True, metavar=("A", "B"), help="result folders of one suite"
+    )
+    verb.add_argument("--out", type=Path, required=True, help="folder of compare.json and compare.md")
+    verb = add(
+        "report", report, "write one self-contained page, or one table, from runs and results",
         "dft-mm report runs/sft runs/dft --out report.html",
     )  # fmt: skip
     verb.add_argument("paths", nargs="+", type=Path, help="run folders, result folders")
-    verb.add_argument("--out", type=Path, required=True, help="HTML file")
+    verb.add_argument("--out", type=Path, required=True, help="page (.html) or table of scores (.md)")
     verb = add(
         "demo", demo, "the whole product in minutes on a CPU: data, SFT and DFT, scores, a page",
         "dft-mm demo --out runs/demo",

@@ -51,7 +51,7 @@ def read_paths(paths: Sequence[Path]) -> tuple[list[Run], list[Results]]:
     results: list[Results] = []
     for path in paths:
         if (path / "results.json").is_file():
-            results.append(read_results(path, path.resolve().name))
+            results.append(read_results(path, _label(path.resolve())))
         elif (path / "recipe.yaml").is_file():
             run = read_run(path)
             runs.append(run)
@@ -61,6 +61,11 @@ def read_paths(paths: Sequence[Path]) -> tuple[list[Run], list[Results]]:
                 f"{path}: neither a run folder (it would hold recipe.yaml) nor a result folder (results.json)"
             )
     return runs, results
+
+
+def _label(folder: Path) -> str:
+    """What a table calls a result folder: its run, where it lies in one."""
+    return folder.parents[1].name if folder.parent.name == "eval" else folder.name
 
 
 def read_run(folder: Path) -> Run:

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dft_mm.report.read import Results
+from dft_mm.errors import InputError
+from dft_mm.evaluate.task import NOT_SCORED
+from dft_mm.report.read import Results, read_paths
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Table:
 
 
 def score_table(results: Sequence[Results], every_metric: bool = False) -> Table:
-    """Scores in percent: each benchmark's first metric, or every one.
+    """Scores in percent: the metrics that each benchmark is known by, or every one.
 
     A score that is missing is blank and its footnote says why; it is never a zero.
     """
@@ -51,7 +54,7 @@ def score_table(results: Sequence[Results], every_metric: bool = False) -> Table
             (benchmark, metric)
             for result in results
             for benchmark, entry in result.benchmarks.items()
-            for metric in _metrics(entry)[: None if every_metric else 1]
+            for metric in _metrics(entry, every_metric)
         )
     )
     notes: list[str] = []
@@ -66,9 +69,12 @@ def score_table(results: Sequence[Results], every_metric: bool = False) -> Table
     return Table(("model", *titles), tuple(rows), tuple(notes))
 
 
-def _metrics(entry: dict[str, Any]) -> list[str]:
-    """With one sample an answer, pass@1 repeats avg@1. A benchmark without any metric keeps one column."""
+def _metrics(entry: dict[str, Any], every: bool) -> list[str]:
+    """What a benchmark is known by, or all; with one sample an answer, pass@1 repeats avg@1. A benchmark without any
+    metric keeps one column."""
     names = [name for name in entry["metrics"] if not (name == "pass@1" and "avg@1" in entry["metrics"])]
+    if not every:
+        names = entry.get("headline") or names[:1]
     return names or [f"avg@{entry['samples']}"]
 
 
@@ -76,12 +82,18 @@ def _cell(entry: dict[str, Any] | None, metric: str, notes: list[str]) -> Cell:
     if entry is None:
         return Cell(note=_note(notes, "not measured"))
     measured = entry["metrics"].get(metric)
-    left_out = entry["status"].get("ungradable", 0)
+    left_out = sum(entry["status"].get(status, 0) for status in NOT_SCORED)
     if measured is None:
         what = f"{left_out} answers could not be graded" if left_out else f"{metric} was not measured"
         return Cell(note=_note(notes, what))
     low, high = measured.get("ci95") or (None, None)
-    note = _note(notes, f"{left_out} ungradable answers left out") if left_out else None
+    remarks = [f"{left_out} ungradable answers left out"] if left_out else []
+    if truncated := entry["status"].get("truncated"):
+        remarks.append(f"{truncated} answers were cut before they came to an end, and count as not right")
+    if entry.get("judge", "rule") != "rule":
+        remarks.append(f"judged by {entry['judge']}")
+    remarks += entry.get("notes", [])
+    note = _note(notes, "; ".join(remarks)) if remarks else None
     return Cell(
         100 * measured["value"],
         None if low is None else 100 * low,
@@ -108,6 +120,14 @@ def to_markdown(table: Table) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("|", r"\|").replace("\n", " ")
+
+
+def write_table(paths: Sequence[Path], out: Path) -> None:
+    """Scores of run folders and result folders, one model a row. Raises InputError when there is none."""
+    _, results = read_paths(paths)
+    if not results:
+        raise InputError(f"no scores in {', '.join(map(str, paths))}; dft-mm eval writes them")
+    out.write_text(to_markdown(score_table(results)), encoding="utf-8")
 
 
 def print_table(table: Table, title: str) -> None:

@@ -5,7 +5,6 @@ Everything is an ordinary file in one folder, and every step is the command that
 """
 
 import json
-import math
 import os
 import shutil
 import time
@@ -20,8 +19,9 @@ from dft_mm.config import Recipe, to_yaml
 from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
 from dft_mm.report.page import write_report
-from dft_mm.report.read import read_lines, read_results
+from dft_mm.report.read import read_results
 from dft_mm.report.tables import print_table, score_table
+from dft_mm.study.compare import compare, read, verdict, write_comparison
 from dft_mm.study.digits import Sizes, write_data
 from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_on_cpu
 from dft_mm.study.tiny_reader import write_tiny_reader
@@ -198,31 +198,15 @@ def _score(out: Path, name: str) -> None:
 
 
 def _comparison(out: Path) -> list[str]:
-    """DFT against SFT on the same questions: an exact sign test on those that one of them got right more often."""
-    lines = []
-    for suite in SUITES:
-        right: dict[str, dict[tuple[str, str], int]] = {"sft": {}, "dft": {}}
-        for name, counts in right.items():
-            for line in read_lines(_results_folder(out, name, suite) / "scores.jsonl"):
-                key = (line["benchmark"], line["id"])
-                counts[key] = counts.get(key, 0) + (line["status"] == "correct")
-        for benchmark in dict.fromkeys(key[0] for key in right["sft"]):
-            gains = [right["dft"][key] - count for key, count in right["sft"].items() if key[0] == benchmark]
-            better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-            difference = 100 * sum(gains) / len(gains) / SUITES[suite].get("samples", 1)
-            p = sign_test(better, worse)
-            verdict = "no difference is shown" if p >= 0.05 else f"{'DFT' if better > worse else 'SFT'} is better"
-            lines.append(
-                f"{benchmark}: DFT - SFT = {difference:+.1f} points (DFT better on {better} questions, SFT on {worse}, "
-                f"of {len(gains)}; p = {p:.2g}): {verdict}."
-            )
-    return lines
-
-
-def sign_test(a: int, b: int) -> float:
-    """Two-sided exact p-value of a against b when each has an even chance."""
-    n = a + b
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(a, b) + 1)) / 2**n)
+    """DFT against SFT, question by question; also written to compare.json and compare.md."""
+    pairs = [(read(_results_folder(out, "dft", suite)), read(_results_folder(out, "sft", suite))) for suite in SUITES]
+    comparison = compare(pairs)
+    write_comparison(comparison, "DFT", "SFT", out)
+    return [
+        f"{row['benchmark']}: DFT - SFT = {100 * row['difference']:+.1f} points (DFT better on {row['a_only']} "
+        f"questions, SFT on {row['b_only']}, of {row['n']}; p = {row['p_adjusted']:.2g}): {verdict(row, 'DFT', 'SFT')}."
+        for row in comparison["comparisons"]
+    ]
 
 
 def _intro(settings: Settings) -> list[str]:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from dft_mm.evaluate.statistics import bootstrap, metric, pass_at_k, wilson
+from dft_mm.evaluate.statistics import bootstrap, holm, metric, paired, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,32 @@ def test_bootstrap_agrees_with_the_normal_approximation_and_repeats():
 
 def test_one_question_has_no_standard_error():
     assert metric([1.0], binomial=True)["se"] is None
+
+
+def test_the_paired_p_value_counts_the_signs():
+    differences = [0.5, 1.0, -0.25, 0.0, 0.75]
+    moved = [value for value in differences if value]
+    sums = [sum(s * v for s, v in zip(signs, moved)) for signs in itertools.product((1, -1), repeat=4)]
+    found = paired(differences)
+    assert found["difference"] == pytest.approx(0.4)
+    assert found["p"] == sum(abs(each) >= 2.0 for each in sums) / 16
+    # McNemar's exact test is the same thing for right and wrong: 2 * (1 + 10) / 2**10 for one against nine.
+    assert paired([1.0] * 9 + [-1.0] + [0.0] * 30)["p"] == 22 / 1024
+
+
+def test_many_questions_are_drawn_and_agree_with_the_normal_approximation():
+    differences = [1.0] * 60 + [-1.0] * 40 + [0.0] * 100
+    assert paired(differences)["p"] == pytest.approx(math.erfc(19 / math.sqrt(100) / math.sqrt(2)), abs=0.01)
+
+
+def test_the_number_of_questions_needed_has_the_power_it_promises():
+    # One in five differs, three to one: sd² = 0.2 - 0.1², mean 0.1.
+    needed = paired([1.0] * 15 + [-1.0] * 5 + [0.0] * 80)["questions_needed"]
+    assert needed == pytest.approx(((1.96 + 0.8416) / 0.1) ** 2 * (0.2 - 0.01), rel=0.02)
+
+
+def test_holm_s_correction_is_the_published_one():
+    # Holm 1979 with p = 0.01, 0.04, 0.03: times 3, 1, 2, and never below the one before.
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

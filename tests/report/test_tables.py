@@ -39,6 +39,18 @@ def test_answers_that_were_left_out_are_told():
     assert table.notes == ("2 ungradable answers left out",)
 
 
+def test_what_a_number_stands_on_is_told_beneath_it():
+    entry = _entry(0.5, {"correct": 5, "truncated": 3, "sandbox_error": 1})
+    entry |= {"judge": "endpoint", "notes": ["24 of 1,740 rows."], "headline": ["avg@1", "loose"]}
+    entry["metrics"]["loose"] = {"value": 0.75, "se": None, "ci95": None, "n": 9}
+    table = score_table([_results("a", wemath=entry)])
+    assert table.columns == ("model", "wemath", "wemath loose")
+    assert table.notes[0].split("; ") == [
+        "1 ungradable answers left out", "3 answers were cut before they came to an end, and count as not right",
+        "judged by endpoint", "24 of 1,740 rows.",
+    ]  # fmt: skip
+
+
 def test_every_metric_has_a_column_when_asked_for():
     more = {"Geometry": {"value": 0.3, "se": None, "ci95": None, "n": 9}}
     results = [_results("a", mathvision=_entry(0.5, **more))]
