@@ -17,8 +17,6 @@ IN_DISTRIBUTION = "in_distribution"
 class Instance:
     state: dict[str, Any]
     answer: str
-    solution: str
-    """A chain of thought, true step by step, that ends with `Answer: ` and the answer."""
     looks: dict[str, Any]
     """What it looks like, where the state does not say it; fields of the row."""
 
@@ -38,6 +36,8 @@ class Game:
     splits: tuple[str, ...]
     draw: Callable[[str, random.Random], Instance | None]
     """An instance of a split; None when what was drawn is none."""
+    explain: Callable[[Instance], str]
+    """A chain of thought, true step by step, that ends with `Answer: ` and the answer."""
     kind: Callable[[State], str]
     """The same text for states that are one problem in another order or turned around."""
     wrong: Callable[[State, str], str]

@@ -37,14 +37,20 @@ def _draw(split: str, rng: random.Random) -> Instance | None:
     tree = arithmetic.solve(tuple(sorted(numbers)), TARGET)
     if tree is None:
         return None
-    answer = arithmetic.written(tree)
+    return Instance({"numbers": numbers, "target": TARGET}, arithmetic.written(tree), {"cards": cards})
+
+
+def _explain(instance: Instance) -> str:
+    numbers, answer = instance.state["numbers"], instance.answer
+    tree = arithmetic.solve(tuple(sorted(numbers)), TARGET)
+    assert tree is not None
     lines = [
-        f"The cards are {', '.join(cards)}. They count as {', '.join(map(str, numbers))}.",
+        f"The cards are {', '.join(instance.looks['cards'])}. They count as {', '.join(map(str, numbers))}.",
         *arithmetic.steps(tree, numbers),
         f"So {answer} = {TARGET}.",
         f"Answer: {answer}",
     ]
-    return Instance({"numbers": numbers, "target": TARGET}, answer, "\n".join(lines), {"cards": cards})
+    return "\n".join(lines)
 
 
 def _read(state: State) -> tuple[list[int], int]:
@@ -93,4 +99,4 @@ def _picture(row: Mapping[str, Any], other_colours: bool) -> Image.Image:
     return drawing.hand(_cards(row), other_colours)
 
 
-GENERAL_POINTS = Game(tuple(_SIZES), _draw, _kind, _wrong, WORDINGS, _words, _picture)
+GENERAL_POINTS = Game(tuple(_SIZES), _draw, _explain, _kind, _wrong, WORDINGS, _words, _picture)

@@ -17,7 +17,7 @@ from dft_mm.evaluate.task import Grade
 
 GAMES: dict[str, Game] = {"general_points": GENERAL_POINTS, "sokoban": SOKOBAN}
 Row = dict[str, Any]
-_PATIENCE = 50_000
+_PATIENCE = 20_000
 """Draws without a new instance after which there are no more."""
 _LONGEST_SHOWN = 500
 
@@ -56,7 +56,7 @@ def rows(task: str, split: str, seed: int, use: Literal["evaluation", "demonstra
             "state": instance.state,
             **instance.looks,
             "answer": instance.answer,
-            "solution": instance.solution,
+            "solution": game.explain(instance),
         }
 
 

@@ -108,8 +108,7 @@ def _draw(split: str, rng: random.Random) -> Instance | None:
         return None
     player, boxes = rng.choice(by_moves[rng.choice(sorted(by_moves))])
     state = {"board": _written(floor, goals, boxes, player, side)}
-    answer = _descent(moves, player, boxes, side)
-    return Instance(state, answer, _explained(read_board(state), answer), {})
+    return Instance(state, _descent(moves, player, boxes, side), {})
 
 
 def _largest_room(floor: list[int], side: int) -> list[int]:
@@ -176,13 +175,14 @@ def _written(floor: list[int], goals: int, boxes: int, player: int, side: int) -
     return "\n".join("".join(chars[row * side : (row + 1) * side]) for row in range(side))
 
 
-def _explained(board: Board, answer: str) -> str:
+def _explain(instance: Instance) -> str:
+    board = read_board(instance.state)
     boxes, player = set(board.boxes), board.player
     lines = [
         "Cells are (row, column), counted from (1, 1) at the top left.",
         f"The player is at {_named(player)}; {_listed('box', boxes)}; {_listed('goal', board.goals)}.",
     ]
-    for move in answer:
+    for move in instance.answer:
         down, right = MOVES[move]
         player = (player[0] + down, player[1] + right)
         if player in boxes:
@@ -192,7 +192,7 @@ def _explained(board: Board, answer: str) -> str:
             lines.append(f"{move}: push the box from {_named(player)} to {_named(beyond)}; stand at {_named(player)}.")
         else:
             lines.append(f"{move}: walk to {_named(player)}.")
-    return "\n".join((*lines, "Every box is on a goal.", f"Answer: {answer}"))
+    return "\n".join((*lines, "Every box is on a goal.", f"Answer: {instance.answer}"))
 
 
 def _named(cell: Cell) -> str:
@@ -231,4 +231,4 @@ def _picture(row: Mapping[str, Any], other_colours: bool) -> Image.Image:
     return drawing.board(row["state"]["board"], other_colours)
 
 
-SOKOBAN = Game(tuple(_SIZES), _draw, _kind, _wrong, WORDINGS, _words, _picture)
+SOKOBAN = Game(tuple(_SIZES), _draw, _explain, _kind, _wrong, WORDINGS, _words, _picture)

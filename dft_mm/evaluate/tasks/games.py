@@ -28,18 +28,21 @@ def _load(bench: BenchmarkConfig, work: Path) -> list[Question]:
 def _question(row: dict[str, Any], bench: BenchmarkConfig, work: Path) -> Question:
     """A row as the entry wants it put; what a file's row itself says of problem and picture does not count."""
     row = {"task": bench.task, "split": IN_DISTRIBUTION, **row}
-    if row["task"] != bench.task or row["split"] != (bench.split or row["split"]):
+    game = GAMES[bench.task]
+    if row["task"] != bench.task or row["split"] not in game.splits or row["split"] != (bench.split or row["split"]):
         raise ValueError(f"it is of {row['task']}, split {row['split']}")
+    if not isinstance(row["answer"], str):
+        raise ValueError(f"its answer {row['answer']!r} is no text")
     pictured = bench.pictures != "none"
     images = ()
     if pictured:
-        image = GAMES[bench.task].picture(row, bench.pictures == "other_colours")
+        image = game.picture(row, bench.pictures == "other_colours")
         images = (f"images/{save(image, work / 'images')}",)
     # The fixed wording is in every set of demonstrations, also in those of many wordings.
     text = problem(row, "unseen" if bench.instructions == "unseen" else "fixed", pictured)
     return Question(
         id=str(row.get("id", "")),
-        gold=str(row["answer"]),
+        gold=row["answer"],
         images=images,
         image_root=str(work),
         about={"state": row["state"]},
