@@ -4,5 +4,6 @@ from dft_mm.evaluate.task import Task
 from dft_mm.evaluate.tasks.digits import DIGITS
 from dft_mm.evaluate.tasks.games import GAME_TASKS
 from dft_mm.evaluate.tasks.mathematics import MATHEMATICS
+from dft_mm.evaluate.tasks.vlm import VISUAL_MATHEMATICS
 
-TASKS: dict[str, Task] = {"digits": DIGITS, **MATHEMATICS, **GAME_TASKS}
+TASKS: dict[str, Task] = {"digits": DIGITS, **MATHEMATICS, **GAME_TASKS, **VISUAL_MATHEMATICS}
