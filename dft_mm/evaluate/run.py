@@ -13,7 +13,7 @@ from dft_mm.atomic import replacing, write_atomically
 from dft_mm.config import read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate import results as tables
-from dft_mm.evaluate.backends import BACKENDS
+from dft_mm.evaluate.backends.registry import BACKENDS
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.generations import encode, generate
 from dft_mm.evaluate.requests import Backend, BackendOptions, Request, seed_of

@@ -18,7 +18,7 @@ from dft_mm.batch import Example
 from dft_mm.data.collate import Collator
 from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_size, load_image
 from dft_mm.data.patches import to_patches
-from dft_mm.evaluate.hf import HuggingFace, Prompt
+from dft_mm.evaluate.backends.hf import HuggingFace, Prompt
 from dft_mm.evaluate.requests import BackendOptions, Request
 from dft_mm.evaluate.suite import SamplingConfig
 from dft_mm.evaluate.task import Question

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from dft_mm.errors import InputError
-from dft_mm.evaluate import hf
+from dft_mm.evaluate.backends import hf
 from dft_mm.evaluate.requests import BackendOptions, Request
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import SamplingConfig, Suite

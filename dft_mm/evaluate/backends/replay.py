@@ -1,17 +1,13 @@
-"""Where answers come from: the folder's own model (`hf`), or a file of answers made elsewhere (`replay`).
-
-A backend is one entry of `BACKENDS`. It says what decides its answers, cuts the requests into batches whose
-composition never changes, and answers one batch after the other.
-"""
+"""The backend `replay`: answers that were made elsewhere, from a file."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dft_mm.config import read_text
 from dft_mm.errors import InputError
-from dft_mm.evaluate.requests import Backend, BackendOptions, Generation, Request
+from dft_mm.evaluate.requests import BackendOptions, Generation, Request
 
 
 class Replay:
@@ -63,12 +59,3 @@ class Replay:
     @staticmethod
     def _key(request: Request) -> tuple[str, str, int]:
         return request.benchmark, request.question.id, request.sample
-
-
-def _hf(options: BackendOptions) -> Backend:
-    from dft_mm.evaluate.hf import HuggingFace  # loads torch and transformers, which replay can do without
-
-    return HuggingFace(options)
-
-
-BACKENDS: dict[str, Callable[[BackendOptions], Backend]] = {"hf": _hf, "replay": Replay}
