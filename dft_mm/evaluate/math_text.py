@@ -11,10 +11,11 @@ _BARE_BOX = re.compile(r"\\boxed\s+([^\s${}\\][^\s${}]*)")
 _GLUE = re.compile(r"[\s$]*(?:\\\)|\\\])?[\s$]*(?:,|and|or|, and|, or)[\s$]*(?:\\\(|\\\[)?[\s$]*")
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _STATED = re.compile(
-    r"(?:\banswer\b[*_]*[ \t]*(?:is|are|(?:would|should|must) be|equals|:|=)|####)[*_]*[ \t]*:?[ \t]*([^\n]*)",
+    r"(?:\banswers?\b[*_]*[ \t]*(?:is|are|(?:would|should|must) be|equals|:|=)|####)[*_]*[ \t]*:?[ \t]*([^\n]*)",
     re.IGNORECASE,
 )
-_FORMULA = re.compile(r"\$\$?([^$\n]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]", re.DOTALL)
+_FORMULA = re.compile(r"\$\$?((?:\\\$|[^$\n])+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]", re.DOTALL)
+_BETWEEN = re.compile(r"\s*(?:,|and|or|, and|, or)\s*")
 _SENTENCE_END = re.compile(r"(?<=[^\s.])\.(?:\s|$)")
 
 
@@ -69,9 +70,13 @@ def _stated(text: str) -> str | None:
     if not matches:
         return None
     rest = matches[-1].group(1)
-    formula = _FORMULA.search(rest)
-    if formula:
-        return next(group for group in formula.groups() if group)
+    formulas: list[re.Match[str]] = []
+    for formula in _FORMULA.finditer(rest):
+        if formulas and not _BETWEEN.fullmatch(rest[formulas[-1].end() : formula.start()]):
+            break
+        formulas.append(formula)
+    if formulas:
+        return ", ".join(next(group for group in formula.groups() if group) for formula in formulas)
     return _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *_")
 
 
@@ -120,7 +125,7 @@ def clean(answer: str) -> str:
     text = answer
     for _ in range(3):  # a box in a box happens; thousands of them only happen on purpose
         text = _last_box(text)[0] or text
-    text = re.sub(r",\\!\s*", "", text)
+    text = re.sub(r",\\!\s*", "", text.replace("{,}", ","))
     for old, new in _PLAIN:
         text = text.replace(old, new)
     text = _SPACES.sub(" ", text).strip().rstrip(".,;: ")
