@@ -98,3 +98,5 @@ class Task:
     """Keys of a benchmark's entry beside task, data, name, limit, judge and split that it understands."""
     versions: Sequence[str] = ()
     """Distributions whose versions decide its scores."""
+    ready: Callable[[Sequence[Question], bool], None] = lambda questions, unsafe_exec: None
+    """Raises InputError when such questions cannot be scored on this machine; asked before anything is generated."""
