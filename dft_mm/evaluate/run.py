@@ -1,5 +1,6 @@
 """`eval`: a suite and a model folder → generations, scores and results in one folder, going on where it stopped."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import dft_mm
+from dft_mm import dist
 from dft_mm.atomic import replacing, write_atomically
 from dft_mm.config import read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate import results as tables
-from dft_mm.evaluate.backends.registry import BACKENDS
+from dft_mm.evaluate.backends.registry import make
 from dft_mm.evaluate.benchmark import BenchmarkConfig
-from dft_mm.evaluate.generations import encode, generate
+from dft_mm.evaluate.generations import encode, generate, writing
+from dft_mm.evaluate.lock import NAME as LOCK
+from dft_mm.evaluate.lock import locked
+from dft_mm.evaluate.ranks import joined
 from dft_mm.evaluate.requests import Backend, BackendOptions, Request, seed_of
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.evaluate.task import Answer, Question, Scored, Scoring
@@ -32,36 +37,43 @@ def evaluate(
     out: str | Path,
     backend: str | None = None,
     replay: str | Path | None = None,
-    dtype: str = "auto",
-    batch_size: int = 16,
+    dtype: str | None = None,
+    batch_size: int | None = None,
     unsafe_exec: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Generate, grade and write OUT/{manifest.json, generations.jsonl, scores.jsonl, results.json, results.md}.
 
-    `backend`: hf or replay; default replay when a `replay` file is given, else hf. Raises InputError when OUT belongs
-    to another suite, model, sampling or data. Returns what stands in results.json.
+    `backend`: a name of BACKENDS; default replay when a `replay` file is given, openai when a `url` is, else hf.
+    `options`: the other fields of BackendOptions. Raises InputError when OUT belongs to another suite, model, sampling
+    or data, or another process works there; Stopped when a signal came while generating. Returns what stands in
+    results.json; on other ranks than 0, nothing.
     """
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
-    backend = backend or ("hf" if replay is None else "replay")
-    if backend not in BACKENDS:
-        raise InputError(f"--backend {backend!r}: there are {', '.join(BACKENDS)}")
-    if replay is not None and backend != "replay":
-        raise InputError(f"--replay is for the backend replay, not for {backend}")
     out = Path(out)
-    questions = {bench.key: TASKS[bench.task].load(bench, _work(out, bench)) for bench in suite.benchmarks}
-    options = BackendOptions(
-        str(model), suite.sampling, Path(replay) if replay is not None else None, dtype, batch_size
+    wanted = BackendOptions(
+        str(model), suite.sampling, Path(replay) if replay is not None else None, dtype, batch_size, **options
     )
-    source = BACKENDS[backend](options)
-    batches = source.plan(_requests(suite, questions))
-    _claim(out, _manifest(suite, str(model), source, questions))
-    generated = generate(source, batches, out / "generations.jsonl")
-    answers = _answers(suite, questions, generated)
-    scored = {bench.key: _score(bench, answers[bench.key], out, unsafe_exec) for bench in suite.benchmarks}
-    _write_lines(out / "scores.jsonl", [line for key in scored for line in _lines(key, answers[key], scored[key])])
-    summary = tables.summarise(suite, str(model), answers, scored)
-    tables.write(summary, out)
-    return summary
+    with joined() as ranks, contextlib.ExitStack() as held:
+        dist.on_main(lambda: held.enter_context(locked(out)))
+        questions = dist.on_main(
+            lambda: {bench.key: TASKS[bench.task].load(bench, _work(out, bench)) for bench in suite.benchmarks}
+        )
+        source = ranks.together(lambda: make(backend, wanted, ranks.size))
+        batches = ranks.together(lambda: source.plan(_requests(suite, questions)))
+        dist.on_main(lambda: _claim(out, _manifest(suite, str(model), source, questions)))
+        generated = generate(source, batches, out, ranks)
+        if ranks.rank != 0:
+            return {}
+        answers = _answers(suite, questions, generated)
+        scored = {bench.key: _score(bench, answers[bench.key], out, unsafe_exec) for bench in suite.benchmarks}
+        with writing(out):
+            _write_lines(
+                out / "scores.jsonl", [line for key in scored for line in _lines(key, answers[key], scored[key])]
+            )
+            summary = tables.summarise(suite, str(model), answers, scored) | _usage(generated)
+            tables.write(summary, out)
+        return summary
 
 
 def _work(out: Path, bench: BenchmarkConfig) -> Path:
@@ -128,10 +140,10 @@ def _claim(out: Path, manifest: dict[str, Any]) -> None:
                 f"{out} holds another evaluation: {'; '.join(differ[:5])}. Give another --out, or remove the folder"
             )
         return
-    if out.exists() and any(path.name != "work" for path in out.iterdir()):
+    if any(path.name not in ("work", LOCK) for path in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no evaluation; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    with writing(path):
+        write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
@@ -159,6 +171,20 @@ def _answers(
             for sample in range(suite.sampling.samples)
         ]
         for name, asked in questions.items()
+    }
+
+
+def _usage(generated: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a server counted, which is what it is paid for."""
+    counted = [line for line in generated if line.get("prompt_tokens") is not None and line["tokens"] is not None]
+    if not counted:
+        return {}
+    return {
+        "usage": {
+            "prompt_tokens": sum(line["prompt_tokens"] for line in counted),
+            "completion_tokens": sum(line["tokens"] for line in counted),
+            "answers": len(counted),
+        }
     }
 
 
