@@ -72,6 +72,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     setup_logging()
     suite = load_suite(arguments.suite, arguments.overrides)
+    if arguments.write_config:
+        from dft_mm.evaluate.vlmevalkit_config import write_config
+
+        print(write_config(suite, str(arguments.model), arguments.write_config), end="")
+        return
+    if arguments.out is None:
+        raise InputError("eval needs --out DIR, the folder of the results")
     _make_folder(arguments.out)
     evaluate(
         suite, arguments.model, arguments.out, arguments.backend, arguments.replay, batch_size=arguments.batch_size
@@ -182,7 +189,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("suite", help="suite file, or its name in eval/suites")
     verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the suite's")
     verb.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
-    verb.add_argument("--out", type=Path, required=True, help="folder of the results")
+    verb.add_argument("--out", type=Path, help="folder of the results")
+    verb.add_argument(
+        "--write-config", type=Path, metavar="FILE.json",
+        help="only write a configuration of VLMEvalKit's own runner, and print the command that takes it",
+    )  # fmt: skip
     verb.add_argument("--backend", default=None, help="hf (default) or replay")
     verb.add_argument("--batch-size", type=_positive, default=16, help="answers generated together (default: 16)")
     verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")

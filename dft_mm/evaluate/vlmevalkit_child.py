@@ -96,9 +96,10 @@ def kit() -> types.SimpleNamespace:
     stand_in("vlmeval.dataset", f"{root}/dataset")
     api = stand_in("vlmeval.api", f"{root}/api", HFChatModel=None, SiliconFlowAPI=None)
     names = {
-        "vqa": "dataset.image_vqa", "mcq": "dataset.image_mcq", "file": "smp.file", "mathv": "dataset.utils.mathv",
-        "mathverse": "dataset.utils.mathverse", "wemath": "dataset.utils.wemath", "gpt": "api.gpt", "base": "api.base",
+        "image_base": "dataset.image_base", "vqa": "dataset.image_vqa", "mcq": "dataset.image_mcq",
+        "mathv": "dataset.utils.mathv", "mathverse": "dataset.utils.mathverse", "wemath": "dataset.utils.wemath",
         "multiple_choice": "dataset.utils.multiple_choice", "judge_util": "dataset.utils.judge_util",
+        "file": "smp.file", "gpt": "api.gpt", "base": "api.base",
     }  # fmt: skip
     found = types.SimpleNamespace(**{key: importlib.import_module(f"vlmeval.{name}") for key, name in names.items()})
     found.api = api
@@ -155,6 +156,8 @@ def locate(request: Mapping[str, Any], _: Any) -> dict[str, Any]:
     """Path of an official TSV, downloaded by VLMEvalKit into its own folder where it is not there yet."""
     kind = kit().classes[request["kind"]]
     name = request["dataset"]
+    # Found, not read: a table of over 1 GB is rewritten by a part of VLMEvalKit that needs all the rest of it.
+    kit().image_base.load, kit().image_base.file_size = (lambda path: None), (lambda path, unit: 0)
     dataset = kind.__new__(kind)
     dataset.dataset_name = name
     try:
@@ -259,8 +262,8 @@ def _check_cells(kind: str, row: Mapping[str, Any], where: str) -> None:
     column = {"mathvision": "choices", "mathverse": "metadata", "wemath": "key"}[kind]
     try:
         if kind == "mathvision":
-            sound = isinstance(ast.literal_eval(row[column]), list)
             wanted = "a list such as [] or ['A', 'B']"
+            sound = isinstance(ast.literal_eval(row[column]), list)
         elif kind == "mathverse":
             wanted = "{'subject': …, 'subfield': …} without apostrophes inside"
             sound = {"subject", "subfield"} <= json.loads(row[column].replace("'", '"')).keys()

@@ -1,0 +1,362 @@
+"""Questions and tables of VLMEvalKit: against VLMEvalKit on its own, and what is refused."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from asked import load_questions
+from vlmevalkit_tables import TABLES, picture, write_table
+
+from dft_mm.__main__ import main
+from dft_mm.errors import InputError
+from dft_mm.evaluate.benchmark import BenchmarkConfig
+from dft_mm.evaluate.run import evaluate
+from dft_mm.evaluate.suite import Suite
+from dft_mm.evaluate.task import Answer, Scoring
+from dft_mm.evaluate.tasks.registry import TASKS
+
+SAMPLES = {"mathvision": "MathVision_SAMPLE", "mathverse": "MathVerse_SAMPLE", "wemath": "WeMath_SAMPLE"}
+
+
+def direct(folder, kind, tsv, predictions, **more):
+    """What VLMEvalKit gives by itself."""
+    folder.mkdir()
+    asked = {"kind": kind, "tsv": str(tsv), "predictions": predictions, "result": str(folder / "r.json"), **more}
+    script = Path(__file__).with_name("vlmevalkit_direct.py")
+    command = [sys.executable, str(script)]
+    subprocess.run(command, input=json.dumps(asked).encode(), cwd=folder, check=True, capture_output=True)
+    return json.loads((folder / "r.json").read_text())
+
+
+def in_fractions(kind, result):
+    """Its tables as the names and values that ours has."""
+    table = result["table"]
+    if kind == "mathvision":
+        return {row["Subject"]: row["acc"] / 100 for row in table}
+    if kind == "mathverse":
+        overall = {"Overall": sum(result["score"]) / len(result["score"])}
+        return overall | {row["split"]: row["Overall"] / 100 for row in table}
+    cells = {name: str(cell).split("%")[0] for name, cell in table[0].items() if name != "Model"}
+    return {name: float(cell) / 100 for name, cell in cells.items() if cell != "nan"}
+
+
+def ask(kind, data, work, **more):
+    return load_questions(kind, data, work=work, **more)
+
+
+def grade(kind, questions, texts, work, finish="stop", samples=1, **more):
+    """`texts`: by question, or by question and sample."""
+    bench = BenchmarkConfig.model_validate({"task": kind, "data": "-", **more})
+    answers = []
+    for question, text in zip(questions, texts, strict=True):
+        for number, each in enumerate([text] if isinstance(text, str) else text):
+            answers.append(Answer(question, number, each, finish))
+    return TASKS[kind].score(answers, Scoring(bench, work))
+
+
+def in_turn(questions):
+    """Two right answers, then a wrong one, with texts that state them plainly."""
+    right = {question.id: number % 3 != 1 for number, question in enumerate(questions)}
+    said = {q.id: q.gold if right[q.id] else "987654" if len(q.gold) > 1 else "G" for q in questions}
+    return right, {q.id: f"We think, and so the answer is \\boxed{{{said[q.id]}}}." for q in questions}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_real_tables_give_vlmevalkits_own_numbers(shared, tmp_path, kind):
+    tsv = shared / "data/vlmevalkit_tsv" / f"{SAMPLES[kind]}.tsv"
+    questions = ask(kind, tsv, tmp_path / "work")
+    right, texts = in_turn(questions)
+    scored = grade(kind, questions, texts.values(), tmp_path / "work")
+    wanted = in_fractions(kind, direct(tmp_path / "direct", kind, tsv, texts, right=right))
+    assert {name: metric["value"] for name, metric in scored.metrics.items()} == wanted
+    assert [grade.status == "correct" for grade in scored.grades] == list(right.values())
+    for metric in scored.metrics.values():
+        assert metric["ci95"] is None or metric["ci95"][0] - 1e-4 <= metric["value"] <= metric["ci95"][1] + 1e-4
+
+
+def test_wemaths_exact_matching_is_its_own(shared, tmp_path):
+    tsv = shared / "data/vlmevalkit_tsv/WeMath_SAMPLE.tsv"
+    questions = ask("wemath", tsv, tmp_path / "work")
+    forms = ["{}", "<Answer>: <<{}>>", "{}. because", "\\boxed{{{}}}", "A triangle, so {}"]
+    texts = {q.id: forms[n % 5].format(q.gold) for n, q in enumerate(questions)}
+    scored = grade("wemath", questions, texts.values(), tmp_path / "work", judge="exact")
+    wanted = in_fractions("wemath", direct(tmp_path / "direct", "wemath", tsv, texts))
+    assert {name: metric["value"] for name, metric in scored.metrics.items()} == wanted
+    assert Counter(grade.status for grade in scored.grades)["no_answer"] == 5  # it does not see into boxes
+    assert scored.headline == ("Score (Strict)", "Score (Loose)")
+
+
+def test_several_samples_are_tabulated_one_by_one(tmp_path):
+    questions = ask("mathvision", write_table(tmp_path / "t.tsv", TABLES["mathvision"]()), tmp_path / "work")
+    texts = [[f"\\boxed{{{q.gold}}}", "\\boxed{77}" if n else f"\\boxed{{{q.gold}}}"] for n, q in enumerate(questions)]
+    metrics = grade("mathvision", questions, texts, tmp_path / "work").metrics
+    assert metrics["Overall"]["value"] == (1.0 + 0.25) / 2
+    assert metrics["counting"]["value"] == 1.0
+    assert metrics["logic"]["value"] == 0.5
+    assert metrics["Overall"]["n"] == 4
+
+
+# ------------------------------------------------------------------------------------------------------- questions
+
+
+def test_prompts_and_pictures_are_vlmevalkits(tmp_path):
+    questions = ask("wemath", write_table(tmp_path / "t.tsv", TABLES["wemath"]()), tmp_path / "work")
+    first = questions[0]
+    assert first.id == "1"
+    assert first.gold == "A"
+    assert [part["type"] for part in first.messages[0]["content"]] == ["image", "text"]
+    text = "Question: Part 1?\nOptions:\nA. 300, 400\nB. 3 m\nC. No correct answer\n"
+    assert first.messages[0]["content"][1]["text"] == text
+    assert first.images == ("images/WeMath/1.png",)
+    assert (Path(first.image_root) / first.images[0]).is_file()
+    json.dumps([first.messages, first.images, dict(first.about)])
+
+
+def test_a_vision_only_question_without_text_is_asked_in_words(tmp_path):
+    path = write_table(tmp_path / "t.tsv", TABLES["mathverse"]())
+    before = path.read_bytes()
+    questions = ask("mathverse", path, tmp_path / "work")
+    assert questions[4].text == "<image>\nPlease directly answer. "
+    assert path.read_bytes() == before
+
+
+def test_a_files_name_does_not_change_the_prompt_and_a_split_does(tmp_path):
+    rows = TABLES["mathverse"]()
+    path = write_table(tmp_path / "my_cot_COT.tsv", rows)
+    assert ask("mathverse", path, tmp_path / "work")[0].text == "<image>\nProblem 0"
+    assert ask("mathverse", path, tmp_path / "work", split="cot")[0].text == "<image>\nPlease first reason. Problem 0"
+    vision = ask("mathverse", path, tmp_path / "work", split="vision_only_cot")
+    assert [question.id for question in vision] == ["5", "10"]
+    wemath = write_table(tmp_path / "COT.tsv", TABLES["wemath"]())
+    assert "your option" not in ask("wemath", wemath, tmp_path / "work")[0].text
+    assert "your option" in ask("wemath", wemath, tmp_path / "work", split="cot")[0].text
+
+
+def test_pictures_of_another_table_are_never_shown(tmp_path):
+    rows = TABLES["mathvision"]()
+    first = ask("mathvision", write_table(tmp_path / "t.tsv", rows), tmp_path / "work", limit=2)
+    assert [question.id for question in first] == ["4", "7"]
+    again = ask("mathvision", tmp_path / "t.tsv", tmp_path / "work", limit=2)
+    assert again == first
+    rows[0]["image"] = picture("yellow", (60, 50))
+    second = ask("mathvision", write_table(tmp_path / "t.tsv", rows), tmp_path / "work", limit=2)
+    old, new = ((Path(q[0].image_root) / q[0].images[0]).read_bytes() for q in (first, second))
+    assert old != new
+    assert first[0].images == second[0].images
+    assert first[0].about != second[0].about  # a resumed run must see the difference
+
+
+def test_one_picture_may_serve_several_rows(tmp_path):
+    rows = TABLES["mathvision"]()
+    rows[0]["image"] = "12"
+    questions = ask("mathvision", write_table(tmp_path / "t.tsv", rows), tmp_path / "work", limit=1)
+    assert (Path(questions[0].image_root) / questions[0].images[0]).is_file()
+
+
+def _without(column):
+    return lambda rows: [row.pop(column) for row in rows]
+
+
+def _cell(row, column, value):
+    return lambda rows: rows[row].update({column: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "words"),
+    [
+        ("mathvision", _without("choices"), "no column 'choices'"),
+        ("mathverse", _without("question_for_eval"), "no column 'question_for_eval'"),
+        ("wemath", _without("key"), "no column 'key'"),
+        ("mathvision", _cell(2, "index", "7"), r"row 3 \(index '7'\), column 'index': '7' is that of row 2"),
+        ("mathvision", _cell(2, "index", ""), r"row 3 .*column 'index': is empty"),
+        ("mathvision", _cell(2, "index", "../../x"), r"row 3 .*no name for a picture"),
+        ("mathvision", _cell(1, "answer", "None"), r"row 2 \(index '7'\), column 'answer': is empty"),
+        ("mathvision", _cell(1, "question", " "), r"row 2 \(index '7'\), column 'question'"),
+        ("mathvision", _cell(3, "image", ""), r"row 4 \(index '12'\), column 'image': is empty"),
+        ("mathvision", _cell(3, "image", "A" * 400), r"row 4 \(index '12'\), column 'image': is no picture"),
+        ("mathvision", _cell(3, "image", picture("red", (300, 200))[:400]), r"row 4 .*column 'image': is no picture"),
+        ("mathvision", _cell(3, "image", "99"), r"row 4 .*column 'image': '99' is no picture, nor the index"),
+        ("mathvision", _cell(0, "choices", "__import__('os')"), r"row 1 .*column 'choices'.*wanted is a list"),
+        ("mathverse", _cell(0, "metadata", "{'subject': \"Euler's\"}"), r"row 1 .*column 'metadata'"),
+        ("wemath", _cell(5, "key", "4steps_1"), r"row 6 .*column 'key': is '4steps_1'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_cell_is_named(tmp_path, kind, spoil, words):
+    rows = TABLES[kind]()
+    spoil(rows)
+    path = write_table(tmp_path / "mine.tsv", rows)
+    with pytest.raises(InputError, match=rf"mine\.tsv: .*{words}"):
+        ask(kind, path, tmp_path / "work")
+
+
+def test_files_that_are_no_tables_are_named(tmp_path):
+    for name, content in {"a.tsv": b"", "b.tsv": b"\xff\xfe\0", "c.tsv": b"index\timage\n1\t2\t3\n"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            ask("wemath", tmp_path / name, tmp_path / "work")
+    with pytest.raises(InputError, match=r"d\.tsv cannot be read"):
+        ask("wemath", tmp_path / "d.tsv", tmp_path / "work")
+
+
+def test_without_vlmevalkit_the_way_to_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'dft_mm\[eval\]'\n.*pip install --no-deps ms-vlmeval"):
+        ask("wemath", tmp_path / "t.tsv", tmp_path)
+
+
+def test_the_official_table_that_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody there
+    with pytest.raises(InputError, match=r"MathVision_MINI\.tsv .*Failed to download.*data: FILE\.tsv"):
+        TASKS["mathvision"].load(BenchmarkConfig(task="mathvision", split="mini"), tmp_path / "work")
+
+
+# ---------------------------------------------------------------------------------------------------------- grades
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("B", "correct"), ("(B)", "correct"), ("B. blue", "correct"), (r"so \boxed{B}", "correct"),
+        ("**B**", "correct"),
+        ("The answer is B", "correct"), ("The answer is (B) blue, since", "correct"), ("blue", "correct"),
+        (r"\boxed{\text{blue}}", "correct"), ("The answer is blue.", "correct"), ("<answer>B</answer>", "correct"),
+        ("Reasons.\n\nB", "correct"), ("<Answer>: <<B>>", "correct"), ("The correct option is B.", "correct"),
+        ("A", "wrong"), (r"\boxed{red}", "wrong"), ("The answer is A", "wrong"), (r"\boxed{12}", "wrong"),
+        (r"\boxed{A} is tempting, but \boxed{B}", "correct"), ("The answer is B. No, the answer is C.", "wrong"),
+        ("", "no_answer"), ("A picture shows colours, and Bob sees them", "no_answer"),
+    ],
+)  # fmt: skip
+def test_choices_are_read_in_the_forms_that_models_write(text, status):
+    from dft_mm.evaluate.choices import grade_choices
+    from dft_mm.evaluate.grade_math import Grader
+
+    with Grader(1) as grader:
+        [found] = grade_choices(grader, [(text, "B", {"A": "red", "B": "blue", "C": "green"}, "stop")])
+    assert found.status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "options", "status"),
+    [
+        (r"\boxed{\frac{1}{2}}", "A", {"A": "0.5", "B": "2"}, "correct"),
+        (r"\boxed{0.50}", "A", {"A": r"$\frac{1}{2}$", "B": "2"}, "correct"),
+        (r"\boxed{2}", "A", {"A": "0.5", "B": "2"}, "wrong"),
+        (r"\boxed{C, D}", "C\nD", {"A": "1", "B": "2", "C": "3", "D": "4"}, "correct"),
+        (r"\boxed{C}", "C\nD", {"A": "1", "B": "2", "C": "3", "D": "4"}, "wrong"),
+        (r"\boxed{E}", "E", {"A": "1", "B": "2"}, "ungradable"),
+        (r"\boxed{E}", "E", {}, "correct"),
+    ],
+)
+def test_choices_by_value_and_several_at_once(text, gold, options, status):
+    from dft_mm.evaluate.choices import grade_choices
+    from dft_mm.evaluate.grade_math import Grader
+
+    with Grader(1) as grader:
+        assert grade_choices(grader, [(text, gold, options, "stop")])[0].status == status
+
+
+def test_mathverses_options_stand_in_its_question():
+    from dft_mm.evaluate.choices import options_of
+
+    assert options_of("How?\nChoices:\nA:$10$\nB:20 cm\n") == {"A": "$10$", "B": "20 cm"}
+    assert options_of("A: no choices") == {}
+
+
+def test_no_row_is_lost_and_cut_answers_are_told(tmp_path):
+    questions = ask("mathverse", write_table(tmp_path / "t.tsv", TABLES["mathverse"]()), tmp_path / "work")
+    texts = ["", "\ud800\0 the answer is none", "null", *[f"\\boxed{{{q.gold}}}" for q in questions[3:]]]
+    scored = grade("mathverse", questions, texts, tmp_path / "work", finish="length")
+    assert [each.status for each in scored.grades[:3]] == ["truncated", "wrong", "truncated"]
+    assert scored.metrics["Overall"]["value"] == 0.7
+    assert scored.metrics["Overall"]["n"] == 10
+
+
+def test_a_wemath_group_that_cannot_be_graded_is_left_out_whole(tmp_path):
+    rows = TABLES["wemath"]()
+    rows[0]["answer"] = "H"  # no such option
+    questions = ask("wemath", write_table(tmp_path / "t.tsv", rows), tmp_path / "work")
+    scored = grade("wemath", questions, [f"\\boxed{{{q.gold}}}" for q in questions], tmp_path / "work")
+    assert scored.grades[0].status == "ungradable"
+    assert scored.metrics["CompleteMastery (Strict)"]["value"] == 0.0038  # two of three groups; the table has 2 digits
+    assert scored.metrics["CompleteMastery (Strict)"]["n"] == 2
+    assert any("7 of WeMath's 1,740" in note for note in scored.notes)
+
+
+def test_wemath_without_one_compound_question_right(tmp_path):
+    rows = TABLES["wemath"]()
+    questions = ask("wemath", write_table(tmp_path / "t.tsv", rows), tmp_path / "work")
+    texts = [q.gold if row["key"] != "2steps_multi" else "D" for q, row in zip(questions, rows)]
+    texts[-1] = "D"
+    scored = grade("wemath", questions, texts, tmp_path / "work")
+    values = {name: metric["value"] for name, metric in scored.metrics.items()}
+    assert values["Score (Strict)"] == pytest.approx(1 - 1.5 / 525, abs=1e-4)
+    assert values["InadequateGeneralization (Loose)"] == pytest.approx(3 / 525, abs=1e-4)
+    assert values["CompleteMastery (Strict)"] == 0
+    assert values["One-step(S1)"] == 1
+    assert not any(name.startswith("RoteMemorization") for name in values)
+    assert any("has no value" in note for note in scored.notes)
+
+
+# -------------------------------------------------------------------------------------------------------- together
+
+
+def test_a_suite_of_all_three(tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    benchmarks = [{"task": kind, "data": str(write_table(tmp_path / f"{kind}.tsv", TABLES[kind]()))} for kind in TABLES]
+    suite = Suite.model_validate({"name": "s", "benchmarks": benchmarks})
+    lines = [
+        {"benchmark": kind, "id": row["index"], "sample": 0, "text": f"It is \\boxed{{{row['answer']}}}"}
+        for kind in TABLES
+        for row in TABLES[kind]()
+    ]
+    replay = tmp_path / "answers.jsonl"
+    replay.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = evaluate(suite, model, tmp_path / "out", replay=replay)
+    assert evaluate(suite, model, tmp_path / "out", replay=replay) == results  # over what the first one left
+    entry = results["benchmarks"]["mathverse"]
+    assert entry["metrics"]["Vision Only"] == {
+        "value": 1.0,
+        "se": 0.0,
+        "ci95": [pytest.approx(0.342, abs=1e-3), 1.0],
+        "n": 2,
+    }
+    assert entry["headline"] == ["Vision Only", "Vision Intensive", "Vision Dominant", "Overall"]
+    assert results["benchmarks"]["wemath"]["status"] == {"correct": 10}
+    json.dumps(results, allow_nan=False)
+    assert "do not compare" not in (tmp_path / "out/results.md").read_text()
+
+
+def test_a_configuration_for_vlmevalkits_own_runner(tmp_path, capsys):
+    suite = tmp_path / "s.yaml"
+    suite.write_text(
+        "name: s\nsampling: {max_tokens: 77}\nbenchmarks:\n  - {task: mathvision, split: mini}\n"
+        "  - {task: wemath, split: cot, data: my_cot.tsv}\n  - {task: gsm8k}\n"
+    )
+    written = tmp_path / "c.json"
+    assert main(["eval", str(suite), "--model", "builtin:tiny-vl", "--write-config", str(written)]) == 0
+    config = json.loads(written.read_text())
+    [settings] = config["model"].values()
+    assert settings["class"] == "Qwen2VLChat"
+    assert settings["max_new_tokens"] == 77
+    assert settings["use_custom_prompt"] is False
+    assert settings["min_pixels"] == 3136
+    assert Path(settings["model_path"], "config.json").is_file()
+    assert config["data"] == {
+        "MathVision_MINI": {"class": "MathVision", "dataset": "MathVision_MINI"},
+        "WeMath_local2_COT": {"class": "WeMath", "dataset": "WeMath_local2_COT"},
+    }
+    printed = capsys.readouterr().out
+    assert f"python -m vlmeval.run --config {written}" in printed
+    assert "cp my_cot.tsv" in printed
+    suite.write_text("name: s\nbenchmarks:\n  - {task: gsm8k}\n")
+    assert main(["eval", str(suite), "--model", "builtin:tiny-vl", "--write-config", str(written)]) == 2
+    assert "mathvision, mathverse, wemath" in capsys.readouterr().err
+    assert main(["eval", str(suite), "--model", "builtin:tiny-vl"]) == 2
+    assert "--out" in capsys.readouterr().err
