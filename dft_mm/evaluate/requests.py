@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +20,11 @@ class Request:
     sample: int
     seed: int
 
+    @property
+    def where(self) -> str:
+        """Its name in messages."""
+        return f"{self.benchmark}, question {self.question.id!r}"
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -28,15 +33,26 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     tokens: int | None
     """Tokens of the answer, the one that ends it included; None where nobody counted."""
+    prompt_tokens: int | None = None
+    """Tokens of the prompt, where a server told."""
 
 
 @dataclass(frozen=True)
 class BackendOptions:
+    """What a user may say about where answers come from; None: the backend's own default."""
+
     model: str
     sampling: SamplingConfig
     replay: Path | None = None
-    dtype: str = "auto"
-    batch_size: int = 16
+    dtype: str | None = None
+    batch_size: int | None = None
+    tensor_parallel: int | None = None
+    url: str | None = None
+    served_model: str | None = None
+    key_env: str | None = None
+    concurrency: int | None = None
+    request_timeout: float | None = None
+    retries: int | None = None
 
 
 class Backend(Protocol):
@@ -44,10 +60,14 @@ class Backend(Protocol):
     """What decides its answers beside model, prompts and sampling; part of the manifest."""
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """All requests in fixed batches; raises InputError for one that cannot be answered."""
+        """All requests in fixed batches, which are answered whole or not at all; raises InputError for one that
+        cannot be answered."""
 
-    def generate(self, batch: Sequence[Request]) -> list[Generation]:
-        """The answers to one batch, in its order."""
+    def generate(
+        self, batches: Sequence[Sequence[Request]], halted: Callable[[], bool]
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        """The number of a batch and its answers, in any order, each as soon as it is there; after `halted` says so,
+        no more are begun."""
 
 
 def seed_of(seed: int, benchmark: str, question: str, sample: int) -> int:

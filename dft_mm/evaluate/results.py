@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dft_mm.atomic import write_atomically
 from dft_mm.evaluate.statistics import Z95, metric, pass_at_k
 from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.task import NOT_SCORED, RIGHT, Answer, Grade, Scored
@@ -123,5 +124,5 @@ def _cell(text: str) -> str:
 
 def write(results: Mapping[str, Any], out: Path) -> None:
     """results.json and results.md."""
-    (out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(to_markdown(results), encoding="utf-8")
+    write_atomically(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(out / "results.md", to_markdown(results))

@@ -18,7 +18,6 @@ from dft_mm.evaluate import results as tables
 from dft_mm.evaluate.backends.registry import make
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.generations import encode, generate, writing
-from dft_mm.evaluate.lock import NAME as LOCK
 from dft_mm.evaluate.lock import locked
 from dft_mm.evaluate.ranks import joined
 from dft_mm.evaluate.requests import Backend, BackendOptions, Request, seed_of
@@ -29,6 +28,7 @@ from dft_mm.progress import progress
 
 # What decides answers; a README beside the weights does not.
 _HASHED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model")
+_FILES = ("manifest.json", "generations.jsonl", "scores.jsonl", "results.json", "results.md")
 
 
 def evaluate(
@@ -55,10 +55,8 @@ def evaluate(
         str(model), suite.sampling, Path(replay) if replay is not None else None, dtype, batch_size, **options
     )
     with joined() as ranks, contextlib.ExitStack() as held:
-        dist.on_main(lambda: held.enter_context(locked(out)))
-        questions = dist.on_main(
-            lambda: {bench.key: TASKS[bench.task].load(bench, _work(out, bench)) for bench in suite.benchmarks}
-        )
+        dist.on_main(lambda: _enter(out, held))
+        questions = dist.on_main(lambda: {bench.key: _load(bench, out, unsafe_exec) for bench in suite.benchmarks})
         source = ranks.together(lambda: make(backend, wanted, ranks.size))
         batches = ranks.together(lambda: source.plan(_requests(suite, questions)))
         dist.on_main(lambda: _claim(out, _manifest(suite, str(model), source, questions)))
@@ -74,6 +72,13 @@ def evaluate(
             summary = tables.summarise(suite, str(model), answers, scored) | _usage(generated)
             tables.write(summary, out)
         return summary
+
+
+def _load(bench: BenchmarkConfig, out: Path, unsafe_exec: bool) -> list[Question]:
+    task = TASKS[bench.task]
+    questions = task.load(bench, _work(out, bench))
+    task.ready(questions, unsafe_exec)
+    return questions
 
 
 def _work(out: Path, bench: BenchmarkConfig) -> Path:
@@ -126,6 +131,18 @@ def _model_hash(model: str) -> str:
     return digest.hexdigest()
 
 
+def _enter(out: Path, held: contextlib.ExitStack) -> None:
+    """Hold the folder, if it is new or an evaluation's; what a killed process was writing is removed."""
+    held.enter_context(locked(out))
+    # A process that was killed early leaves nothing but hidden files and the tasks' own.
+    others = [path.name for path in out.iterdir() if path.name != "work" and not path.name.startswith(".")]
+    if others and "manifest.json" not in others:
+        raise InputError(f"{out} is not empty and holds no evaluation; give another --out")
+    for name in _FILES:
+        for half in out.glob(f".{name}.*"):
+            half.unlink()
+
+
 def _claim(out: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest into a new folder; raise InputError where another one is."""
     path = out / "manifest.json"
@@ -140,8 +157,6 @@ def _claim(out: Path, manifest: dict[str, Any]) -> None:
                 f"{out} holds another evaluation: {'; '.join(differ[:5])}. Give another --out, or remove the folder"
             )
         return
-    if any(path.name not in ("work", LOCK) for path in out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no evaluation; give another --out")
     with writing(path):
         write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 

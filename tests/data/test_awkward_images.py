@@ -18,7 +18,8 @@ from dft_mm.batch import Example
 from dft_mm.data.collate import Collator
 from dft_mm.data.images import ImageError, ImageSettings, decode_image, image_size, load_image
 from dft_mm.data.patches import to_patches
-from dft_mm.evaluate.backends.hf import HuggingFace, Prompt
+from dft_mm.evaluate.backends.hf import HuggingFace
+from dft_mm.evaluate.backends.prompts import Prompt
 from dft_mm.evaluate.requests import BackendOptions, Request
 from dft_mm.evaluate.suite import SamplingConfig
 from dft_mm.evaluate.task import Question
@@ -298,8 +299,8 @@ def test_the_same_portrait_looks_the_same_in_every_disguise(folder):
 def test_training_and_evaluation_see_the_same_pixels(folder):
     settings = ImageSettings.of(IMAGE_PROCESSOR, 3136, 200704)
     backend = HuggingFace(BackendOptions(str(resolve("builtin:tiny-vl")), SamplingConfig()))
-    backend.images = settings
-    collate = Collator(0, backend.processing.image_token_id, settings)
+    backend.prompts.images = settings
+    collate = Collator(0, backend.prompts.processing.image_token_id, settings)
     for name in RIGHT:
         question = Question("q", [], "", (name,), str(folder))
         asked = backend._inputs([Request("b", question, 0, 0)], [Prompt([1], "")])

@@ -54,7 +54,7 @@ def test_every_file_of_the_contract_is_written(sums, model, tmp_path):
     assert set(entry["metrics"]["avg@1"]) == {"value", "se", "ci95", "n"}
     generations, scores = _json_lines(out / "generations.jsonl"), _json_lines(out / "scores.jsonl")
     assert set(generations[0]) == {"benchmark", "id", "sample", "prompt", "text", "finish_reason", "tokens", "seed"}
-    assert set(scores[0]) == {"benchmark", "id", "sample", "status", "extracted", "gold", "detail"}
+    assert set(scores[0]) >= {"benchmark", "id", "sample", "status", "extracted", "gold", "detail"}
     assert [line["text"] for line in generations] == texts
     assert "What is 1 + 1?" in generations[0]["prompt"]
     assert [line["status"] for line in scores[:4]] == ["correct", "wrong", "no_answer", "truncated"]
@@ -160,7 +160,8 @@ def test_changed_generations_are_noticed(sums, model, tmp_path):
     suite, out = _suite({"task": "gsm8k", "data": str(sums)}), tmp_path / "out"
     evaluate(suite, model, out, replay=replay)
     lines = (out / "generations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    for wrong in (lines[1:2] + lines[:1] + lines[2:], lines + lines[:1], ["{}\n", *lines[1:]]):
+    foreign = lines[0].replace('"id": "1"', '"id": "99"')
+    for wrong in ([*lines, foreign], lines + lines[:1], ["{}\n", *lines[1:]]):
         (out / "generations.jsonl").write_text("".join(wrong), encoding="utf-8")
         with pytest.raises(InputError, match=r"generations\.jsonl"):
             evaluate(suite, model, out, replay=replay)
@@ -174,7 +175,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(sums, model, tmp_path):
 
 def test_backends_are_named_and_fit_their_options(sums, model, tmp_path):
     suite = _suite({"task": "gsm8k", "data": str(sums)})
-    with pytest.raises(InputError, match="there are hf, replay"):
+    with pytest.raises(InputError, match="there are .*hf, .*replay"):
         evaluate(suite, model, tmp_path / "out", backend="hff")
     with pytest.raises(InputError, match="--replay FILE"):
         evaluate(suite, model, tmp_path / "out", backend="replay")

@@ -3,34 +3,30 @@
 Axes: B answers of a batch, T positions, V vocabulary.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from dft_mm.batch import normalise
-from dft_mm.config import read_text
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image
 from dft_mm.data.patches import to_patches
-from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
+from dft_mm.evaluate.backends.prompts import Prompt, Prompts, load_picture
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
-from dft_mm.evaluate.task import Question
-from dft_mm.model.load import Processing, load_model, load_processing
+from dft_mm.model.load import load_model
 
-
-@dataclass(frozen=True)
-class Prompt:
-    ids: list[int]
-    text: str
-    """What the model is shown, each picture as one placeholder."""
+_BATCH_SIZE = 16
 
 
 class HuggingFace:
@@ -38,86 +34,68 @@ class HuggingFace:
 
     def __init__(self, options: BackendOptions) -> None:
         self.options = options
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = options.dtype
+        # Under a launcher every rank has an accelerator of its own.
+        self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+        dtype = options.dtype or "auto"
         if dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise InputError(f"dtype {dtype!r}: there are auto, float32, bfloat16, float16")
+            raise InputError(f"--dtype {dtype}: there are auto, float32, bfloat16, float16")
         if dtype == "auto":  # bfloat16 on a CPU is slower than float32
             dtype = "float32" if self.device.type == "cpu" else "bfloat16"
-        self.processing = load_processing(options.model)
-        self.images = _as_trained(self.processing)
-        merge_size = self.images.merge_size if self.images else None
-        self.renderer = Renderer(
-            self.processing.tokenizer, self.processing.chat_template, self.processing.image_token, merge_size
-        )
+        self.prompts = Prompts(options.model, options.sampling.max_tokens)
+        self.tokenizer = self.prompts.processing.tokenizer
+        self.ends = sorted(self.prompts.ends)
+        pad = self.tokenizer.pad_token_id
+        self.pad = self.ends[0] if pad is None else pad
+        self.batch_size = options.batch_size or _BATCH_SIZE
         self.model: PreTrainedModel | None = None
-        self.pictures = hashlib.sha256()
-        self.prompts: dict[tuple[str, str], Prompt] = {}
-        self.ends: set[int] = set()
-        self.settings = {
-            "name": "hf", "dtype": dtype, "device": self.device.type, "batch_size": options.batch_size,
-            "renderer": self.renderer.fingerprint,
-            "min_pixels": self.images.min_pixels if self.images else None,
-            "max_pixels": self.images.max_pixels if self.images else None,
+        self.settings: dict[str, Any] = {
+            "name": "hf", "dtype": dtype, "device": self.device.type, "batch_size": self.batch_size,
         }  # fmt: skip
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Longest prompts first: should memory be short, that shows at once."""
-        for request in requests:
-            key = (request.benchmark, request.question.id)
-            if key not in self.prompts:
-                self.prompts[key] = self._prompt(request.question, f"{request.benchmark}, question {key[1]!r}")
-        # Known only now that all pictures were read; they decide the answers as much as the questions' text does.
-        self.settings["pictures_sha256"] = self.pictures.hexdigest()
-        ordered = sorted(requests, key=lambda request: -len(self._prompt_of(request).ids))
-        size = self.options.batch_size
+        self.prompts.prepare(requests)
+        self.settings |= self.prompts.settings
+        ordered = sorted(requests, key=lambda request: -len(self.prompts.of(request).ids))
+        size = self.batch_size
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def _prompt_of(self, request: Request) -> Prompt:
-        return self.prompts[request.benchmark, request.question.id]
+    def generate(
+        self, batches: Sequence[Sequence[Request]], halted: Callable[[], bool]
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        """One batch after the other; one that is halted half-way is given up."""
+        for number, batch in enumerate(batches):
+            answers = None if halted() else self._answer(batch, halted)
+            if answers is None:
+                return
+            yield number, answers
 
-    def _prompt(self, question: Question, where: str) -> Prompt:
-        """What stands before an answer in training is what the model is asked with: render one and cut it off."""
-        if question.images and self.images is None:
-            raise InputError(f"{where} has a picture, and {self.processing.folder} is a text model")
-        answer = {"role": "assistant", "content": [{"type": "text", "text": "-"}]}
-        try:
-            pictures = [_picture(question, name) for name in question.images]
-            grids = [image_grid(*picture.size, self.images) for picture in pictures]
-            rendered = self.renderer.render([*question.messages, answer], grids)
-        except (ImageError, RenderError) as error:
-            raise InputError(f"{where}: {error.reason}: {error.detail}") from error
-        for picture in pictures:
-            self.pictures.update(f"{picture.size}".encode() + picture.tobytes())
-        supervised = rendered.supervised.nonzero()[0]
-        self.ends.add(int(rendered.ids[supervised[-1]]))  # the token that ends a turn
-        ids = rendered.ids[: supervised[0]].tolist()
-        text = self.processing.tokenizer.decode(ids)
-        if self.processing.image_token is not None:
-            token = re.escape(self.processing.image_token)
-            text = re.sub(f"(?:{token})+", lambda _: self.processing.image_token, text)
-        return Prompt(ids, text)
-
-    def generate(self, batch: Sequence[Request]) -> list[Generation]:
+    def _answer(self, batch: Sequence[Request], halted: Callable[[], bool]) -> list[Generation] | None:
         model = self.model = self.model or self._load()
         sampling = self.options.sampling
-        prompts = [self._prompt_of(request) for request in batch]
+        prompts = [self.prompts.of(request) for request in batch]
         inputs = self._inputs(batch, prompts)
         width = inputs["input_ids"].shape[1]
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
             seeds = [request.seed for request in batch]
             processors.append(SeededSampler(seeds, sampling.temperature, sampling.top_p, self.device))
+        ends = RowEnds(
+            self.tokenizer, width, [self.prompts.room(prompt) for prompt in prompts],
+            [request.question.stop for request in batch], halted,
+        )  # fmt: skip
         with torch.inference_mode():
-            output = model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
-        return [self._cut(prompt, row.tolist()) for prompt, row in zip(prompts, output[:, width:])]
+            output = model.generate(
+                **inputs, generation_config=self._generation(), logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([ends]),
+            )  # fmt: skip
+        if ends.halted:
+            return None
+        rows = [row[:most].tolist() for row, most in zip(output[:, width:], ends.most)]
+        return [self._cut(*each) for each in zip(prompts, rows, (request.question.stop for request in batch))]
 
     def _load(self) -> PreTrainedModel:
         model = load_model(self.options.model, dtype=self.settings["dtype"]).to(self.device)
-        ends = model.generation_config.eos_token_id
-        self.ends.update([ends] if isinstance(ends, int) else ends or [])
-        if (eos := self.processing.tokenizer.eos_token_id) is not None:
-            self.ends.add(eos)
         # transformers fills what a generation config leaves open from the model's own: a temperature or a repetition
         # penalty in the folder would silently be part of every score.
         model.generation_config = self._generation()
@@ -127,73 +105,83 @@ class HuggingFace:
         return GenerationConfig(
             do_sample=False,
             max_new_tokens=self.options.sampling.max_tokens,
-            eos_token_id=sorted(self.ends),
-            pad_token_id=self._pad,
+            eos_token_id=self.ends,
+            pad_token_id=self.pad,
             use_cache=True,
         )
-
-    @property
-    def _pad(self) -> int:
-        pad = self.processing.tokenizer.pad_token_id
-        return min(self.ends) if pad is None else pad
 
     def _inputs(self, batch: Sequence[Request], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Left-padded model inputs, (B, T)."""
         width = max(len(prompt.ids) for prompt in prompts)
         padding = [width - len(prompt.ids) for prompt in prompts]
-        ids = torch.tensor([[self._pad] * left + prompt.ids for left, prompt in zip(padding, prompts)])
+        ids = torch.tensor([[self.pad] * left + prompt.ids for left, prompt in zip(padding, prompts)])
         mask = torch.tensor([[0] * left + [1] * len(prompt.ids) for left, prompt in zip(padding, prompts)])
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if self.images is not None:
+        images = self.prompts.images
+        if images is not None:
             # Without it Qwen2.5-VL silently takes one-dimensional positions.
-            inputs["mm_token_type_ids"] = ((ids == self.processing.image_token_id) & (mask == 1)).long()
-            pictures = [_picture(request.question, name) for request in batch for name in request.question.images]
+            inputs["mm_token_type_ids"] = ((ids == self.prompts.processing.image_token_id) & (mask == 1)).long()
+            pictures = [load_picture(request.question, name) for request in batch for name in request.question.images]
             if pictures:
-                patches, inputs["image_grid_thw"] = to_patches(pictures, self.images)
+                patches, inputs["image_grid_thw"] = to_patches(pictures, images)
                 inputs["pixel_values"] = normalise(
-                    patches.to(self.device), self.images.image_mean, self.images.image_std,
-                    self.images.temporal_patch_size,
-                )  # fmt: skip
+                    patches.to(self.device), images.image_mean, images.image_std, images.temporal_patch_size
+                )
         return {name: value.to(self.device) for name, value in inputs.items()}
 
-    def _cut(self, prompt: Prompt, ids: list[int]) -> Generation:
-        """The answer up to the first token that ends it."""
-        end = next((place for place, token in enumerate(ids) if token in self.ends), None)
-        text = self.processing.tokenizer.decode(ids[:end], skip_special_tokens=True)
+    def _cut(self, prompt: Prompt, ids: list[int], stops: Sequence[str]) -> Generation:
+        """The answer up to the first token or text that ends it."""
+        end = next((place for place, token in enumerate(ids) if token in self.prompts.ends), None)
+        text = decode(self.tokenizer, ids[:end])
+        places = [place for stop in stops if (place := text.find(stop)) >= 0]
+        if places:
+            return Generation(prompt.text, text[: min(places)], "stop", len(ids) if end is None else end + 1)
         if end is None:
             return Generation(prompt.text, text, "length", len(ids))
         return Generation(prompt.text, text, "stop", end + 1)
 
 
-def _picture(question: Question, name: str) -> Any:
-    return load_image(name, Path(question.image_root))
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of an answer's tokens, as the model wrote it."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _as_trained(processing: Processing) -> ImageSettings | None:
-    """The processor's numbers. Pixel limits are those of training where the folder tells them (dft_mm.json).
+class RowEnds(StoppingCriteria):
+    """Ends each row by itself: at its own most tokens, or with the token that completes one of its stop texts."""
 
-    Raises InputError when they are no limits, or when the chat template is not the one of training: both decide scores.
-    """
-    path = processing.folder / "dft_mm.json"
-    about: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            about = json.loads(read_text(path, "dft_mm.json"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: not valid JSON: {error}") from error
-    template = hashlib.sha256((processing.chat_template or "").encode()).hexdigest()
-    if about.get("chat_template_sha256", template) != template:
-        raise InputError(
-            f"{path}: the chat template in this folder is not the one of training; put that one back, or remove "
-            "chat_template_sha256 from the file to evaluate with another"
-        )
-    if processing.image_config is None:
-        return None
-    limits = about.get("min_pixels"), about.get("max_pixels")
-    known = [limit for limit in limits if limit is not None]
-    if any(not isinstance(limit, int) or limit < 1 for limit in known) or known != sorted(known):
-        raise InputError(f"{path}: min_pixels {limits[0]!r} and max_pixels {limits[1]!r} are no pixel limits")
-    return ImageSettings.of(processing.image_config, *limits)
+    most: list[int]
+    """Tokens of each row's answer at most; with a stop text, those up to its end."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        start: int,
+        most: Sequence[int],
+        stops: Sequence[Sequence[str]],
+        halted: Callable[[], bool],
+    ) -> None:
+        self.tokenizer, self.start, self.most, self.stops = tokenizer, start, list(most), stops
+        self.halted_now, self.halted = halted, False
+        # A token stands for a byte of text at least; a few more, should the first ones be half a character.
+        self.tails = [max((len(stop.encode()) for stop in each), default=0) + 8 for each in stops]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """(B, T) → (B,): this row is done."""
+        count = input_ids.shape[1] - self.start
+        self.halted = self.halted or self.halted_now()
+        for row, stops in enumerate(self.stops):
+            if stops and count < self.most[row] and self._stops(input_ids[row, self.start :], self.tails[row], stops):
+                self.most[row] = count
+        done = [self.halted or count >= most for most in self.most]
+        return torch.tensor(done, device=input_ids.device)
+
+    def _stops(self, answer: Tensor, tail: int, stops: Sequence[str]) -> bool:
+        def has(ids: Tensor) -> bool:
+            text = decode(self.tokenizer, ids.tolist())
+            return any(stop in text for stop in stops)
+
+        # A tail can read otherwise than the same tokens within the whole, so that has the last word.
+        return has(answer[-tail:]) and has(answer)
 
 
 class SeededSampler(LogitsProcessor):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dft_mm.config import read_text
@@ -49,12 +49,16 @@ class Replay:
             )
         return [list(requests)]
 
-    def generate(self, batch: Sequence[Request]) -> list[Generation]:
-        rows = [self.answers[self._key(request)] for request in batch]
-        return [
-            Generation(request.question.text, row["text"], row.get("finish_reason", "stop"), row.get("tokens"))
-            for request, row in zip(batch, rows)
-        ]
+    def generate(
+        self, batches: Sequence[Sequence[Request]], halted: Callable[[], bool]
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        """The rows of the file."""
+        for number, batch in enumerate(batches):
+            yield number, [self._generation(request) for request in batch]
+
+    def _generation(self, request: Request) -> Generation:
+        row = self.answers[self._key(request)]
+        return Generation(request.question.text, row["text"], row.get("finish_reason", "stop"), row.get("tokens"))
 
     @staticmethod
     def _key(request: Request) -> tuple[str, str, int]:
