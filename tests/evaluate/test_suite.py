@@ -31,7 +31,7 @@ def test_a_suite_is_read_with_its_overrides(tmp_path):
 
 def test_the_shipped_suites_load_by_name_from_anywhere(repo, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert load_suite("text_math").sampling.samples == 16
+    assert load_suite("math").sampling.samples == 16
     for path in (repo / "eval/suites").glob("*.yaml"):
         assert load_suite(path).name == path.stem
 
@@ -58,7 +58,7 @@ def test_a_wrong_suite_is_refused_by_name(tmp_path, text, words):
 
 def test_an_unknown_suite_names_those_there_are(repo, monkeypatch):
     monkeypatch.chdir(repo)
-    with pytest.raises(InputError, match=r"nothere.*text_math"):
+    with pytest.raises(InputError, match=r"nothere.*multimodal"):
         load_suite("nothere")
 
 
