@@ -125,9 +125,26 @@ _NODES = (
     ast.Expression, ast.Constant, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Tuple, ast.List,
     ast.Subscript, ast.Name, ast.Load, ast.Call, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
 )  # fmt: skip
-_FUNCTIONS = {
-    function.__name__: function for function in (abs, bool, complex, float, int, len, max, min, pow, round, sum)
-}
+_FUNCTIONS = {function.__name__: function for function in (abs, bool, complex, float, int, len, max, min, round, sum)}
+_MOST_BITS = 10_000
+
+
+class _Powers(ast.NodeTransformer):
+    """`a ** b` as a call of `pow`, which knows an end."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.Pow):
+            return node
+        call = ast.Call(ast.Name("pow", ast.Load()), [node.left, node.right], [])
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    """Python's, without the powers that take longer than VLMEvalKit's 30 s, after which it says "not equal", too."""
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > _MOST_BITS:
+        raise OverflowError(f"{base} ** {exponent}")
+    return base**exponent
 
 
 def arithmetic(text: str) -> Any:
@@ -138,7 +155,7 @@ def arithmetic(text: str) -> Any:
     """
     tree = ast.parse(text.strip(" \t"), mode="eval")
     for node in ast.walk(tree):
-        if not isinstance(node, _NODES):
+        if not isinstance(node, _NODES) or isinstance(node, ast.LShift):
             raise ValueError(f"{type(node).__name__} is no arithmetic")
     seen = sys._getframe(1).f_locals
     values = {
@@ -146,7 +163,9 @@ def arithmetic(text: str) -> Any:
         for name, value in seen.items()
         if isinstance(value, numbers.Number) or type(value).__module__.startswith("sympy.")
     }
-    return eval(compile(tree, "answer", "eval"), {"__builtins__": {}}, {**_FUNCTIONS, **values})
+    return eval(
+        compile(_Powers().visit(tree), "answer", "eval"), {"__builtins__": {}}, {**_FUNCTIONS, "pow": _power, **values}
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- loading

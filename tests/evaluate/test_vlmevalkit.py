@@ -1,67 +1,18 @@
 """Questions and tables of VLMEvalKit: against VLMEvalKit on its own, and what is refused."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from asked import load_questions
-from vlmevalkit_tables import TABLES, picture, write_table
+from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, grade, in_fractions, in_turn, picture, write_table
 
 from dft_mm.__main__ import main
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
-from dft_mm.evaluate.task import Answer, Scoring
 from dft_mm.evaluate.tasks.registry import TASKS
-
-SAMPLES = {"mathvision": "MathVision_SAMPLE", "mathverse": "MathVerse_SAMPLE", "wemath": "WeMath_SAMPLE"}
-
-
-def direct(folder, kind, tsv, predictions, **more):
-    """What VLMEvalKit gives by itself."""
-    folder.mkdir()
-    asked = {"kind": kind, "tsv": str(tsv), "predictions": predictions, "result": str(folder / "r.json"), **more}
-    script = Path(__file__).with_name("vlmevalkit_direct.py")
-    command = [sys.executable, str(script)]
-    subprocess.run(command, input=json.dumps(asked).encode(), cwd=folder, check=True, capture_output=True)
-    return json.loads((folder / "r.json").read_text())
-
-
-def in_fractions(kind, result):
-    """Its tables as the names and values that ours has."""
-    table = result["table"]
-    if kind == "mathvision":
-        return {row["Subject"]: row["acc"] / 100 for row in table}
-    if kind == "mathverse":
-        overall = {"Overall": sum(result["score"]) / len(result["score"])}
-        return overall | {row["split"]: row["Overall"] / 100 for row in table}
-    cells = {name: str(cell).split("%")[0] for name, cell in table[0].items() if name != "Model"}
-    return {name: float(cell) / 100 for name, cell in cells.items() if cell != "nan"}
-
-
-def ask(kind, data, work, **more):
-    return load_questions(kind, data, work=work, **more)
-
-
-def grade(kind, questions, texts, work, finish="stop", samples=1, **more):
-    """`texts`: by question, or by question and sample."""
-    bench = BenchmarkConfig.model_validate({"task": kind, "data": "-", **more})
-    answers = []
-    for question, text in zip(questions, texts, strict=True):
-        for number, each in enumerate([text] if isinstance(text, str) else text):
-            answers.append(Answer(question, number, each, finish))
-    return TASKS[kind].score(answers, Scoring(bench, work))
-
-
-def in_turn(questions):
-    """Two right answers, then a wrong one, with texts that state them plainly."""
-    right = {question.id: number % 3 != 1 for number, question in enumerate(questions)}
-    said = {q.id: q.gold if right[q.id] else "987654" if len(q.gold) > 1 else "G" for q in questions}
-    return right, {q.id: f"We think, and so the answer is \\boxed{{{said[q.id]}}}." for q in questions}
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
