@@ -12,8 +12,13 @@ _QUOTED = re.compile(
 _IMPORT = re.compile(r"^[ \t]*(?:import|using)\s[\w.*= \t]+;[ \t]*$", re.MULTILINE)
 _PACKAGE = re.compile(r"^[ \t]*(?:package|namespace)\s+[\w.]+\s*;[ \t]*$", re.MULTILINE)
 _CLASS = re.compile(r"\b(?:class|struct|record)\s+\w+[^;{}]*\Z")
-_TOP_LEVEL = re.compile(r"^[ \t]*(?:public\s+)?((?:\w+\s+)*(?:class|interface|enum|record|struct)\s)", re.MULTILINE)
+_TOP_LEVEL = re.compile(
+    r"^[ \t]*(?:public[ \t]+)?((?:\w+[ \t]+){0,4}(?:class|interface|enum|record|struct)\s)", re.MULTILINE
+)
 _TYPE = re.compile(r"\b(?:union|struct)\s+(\w+)\s*\{")
+
+
+_NEAR = 300  # a class says what it is within so many characters before its brace
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,10 @@ def assemble(code: Code, row: Row, language: Language) -> str:
     masked = mask(text)
     found = definition(text, language, row.name)
     assert found is not None
-    if closes and _is_closed(text, masked, found.start(), language):
+    if closes and _is_closed(text, masked, found, language):
         tests = tests.lstrip()[1:]
     if language.wrapper:
-        return _in_class(text, masked, found.start(), row, tests)
+        return _in_class(text, masked, found, row, tests)
     text = re.sub(r"<\?php|\?>", "", text) if language.title == "PHP" else text
     return f"{_head(row.prompt, text)}{text}\n{tests}"
 
@@ -117,7 +122,7 @@ def _enclosing_class(masked: str, place: int) -> tuple[int, int] | None:
         elif character == "}" and open_braces:
             open_braces.pop()
     for opening in reversed(open_braces):
-        if _CLASS.search(masked[:opening]):
+        if _CLASS.search(masked[max(0, opening - _NEAR) : opening]):
             return opening, _end_of_braces(masked, opening)
     return None
 
@@ -126,6 +131,8 @@ def _top_level(text: str, masked: str, start: int, end: int) -> str:
     """Other types beside the class that stands from `start` to `end`."""
     found = []
     for part, hidden in ((text[:start], masked[:start]), (text[end:], masked[end:])):
-        for match in _TOP_LEVEL.finditer(hidden):
-            found.append(part[match.start(1) : _end_of_braces(hidden, match.start())])
+        place = 0
+        while match := _TOP_LEVEL.search(hidden, place):
+            place = _end_of_braces(hidden, match.start())
+            found.append(part[match.start(1) : place])
     return "\n".join(found)

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 from dft_mm.evaluate.code.languages import Language
 
-# Nothing below is longer than a text of some kilobytes; what is longer is cut before patterns run over it.
-_LONGEST = 200_000
-_FENCE = re.compile(r"([ \t]*)(```+|~~~+)[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:^[ \t]*\2|\Z)", re.DOTALL | re.MULTILINE)
+# Patterns run over text that a model wrote, in our own process: none of them may take more than its length times a
+# constant, so they look at the starts of lines and at a bounded number of characters.
+_LONGEST = 60_000
+_LINE = 300
+_FENCE = re.compile(
+    r"(?:^([ \t]*))?(`{3,9}|~{3,9})[ \t]{0,9}([\w+#.-]{0,30})[^\n`]{0,99}\n"
+    r"(.*?)(?:^[ \t]*\2|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _UNNAMED = {"", "code", "text", "plaintext"}
 _STARTS = re.compile(
@@ -38,14 +44,13 @@ def code_of(
 
     `completion`: the model went on writing from the prompt. `stop`: what ends such a text; it may not be cut yet.
     """
-    text = text[:_LONGEST].replace("\r\n", "\n")
+    text = _final(text.replace("\r\n", "\n"))[:_LONGEST] if not completion else text[:_LONGEST]
     repeated = _after_prompt(text, prompt)
     if completion or repeated is not None:
         body = cut(text if repeated is None else repeated, stop)
         if repeated is None and _defines(text, language, name):
             return Code(text, True, False)
         return Code(body, False, False) if body.strip() else None
-    text = _final(text)
     blocks = [
         (word.lower(), textwrap.dedent(block) if indent else block) for indent, _, word, block in _FENCE.findall(text)
     ]
@@ -86,8 +91,13 @@ def _defines(text: str, language: Language, name: str) -> bool:
     return definition(text, language, name) is not None
 
 
-def definition(text: str, language: Language, name: str) -> re.Match[str] | None:
-    return re.search(language.defines.format(name=re.escape(name)), text, re.MULTILINE)
+def definition(text: str, language: Language, name: str) -> int | None:
+    """Where the line starts that defines the function `name`."""
+    for found in re.finditer(rf"\b{re.escape(name)}(?={language.behind})", text):
+        start = text.rfind("\n", 0, found.start()) + 1
+        if found.start() - start <= _LINE and re.fullmatch(language.before, text[start : found.start()]):
+            return start
+    return None
 
 
 def _unfenced(text: str, language: Language, name: str, stop: Sequence[str]) -> Code | None:
@@ -95,15 +105,15 @@ def _unfenced(text: str, language: Language, name: str, stop: Sequence[str]) -> 
     found = definition(text, language, name)
     if found is None:
         first = next((line for line in lines if line.strip()), "")
-        if not _BODY_LINE.match(first):
+        if not _BODY_LINE.match(first[:_LINE]):
             return None
         return Code(_indented(cut("\n" + text, stop).lstrip("\n").rstrip(), language), False)
-    defined = text.count("\n", 0, found.start() + len(found.group()) - len(found.group().lstrip("\n")))
+    defined = text.count("\n", 0, found)
     first = next((number for number, line in enumerate(lines[:defined]) if _STARTS.match(line)), defined)
     last = len(lines)
     if language.comment == "#" and language.source.endswith(".py"):
         rest = enumerate(lines[defined + 1 :], defined + 1)
-        last = next((n for n, line in rest if line[:1].strip() and not _PYTHON_LINE.match(line)), last)
+        last = next((n for n, line in rest if line[:1].strip() and not _PYTHON_LINE.match(line[:_LINE])), last)
     else:
         while last > defined + 1 and not lines[last - 1].rstrip().endswith(("}", ";", ")", "?>")):
             last -= 1

@@ -15,7 +15,9 @@ from dft_mm.evaluate.code.sandbox import Sandbox
 from dft_mm.evaluate.task import Grade
 
 _LONGEST_DETAIL = 200
-_TELLING = re.compile(r"error|exception|assert|failed|fatal|fault|not found", re.IGNORECASE)
+_TELLING = re.compile(
+    r"(?:Error|Exception)\b[^()]*:|Exception in|[Ee]rror:|error [A-Z]|Assertion.*failed|[Ff]atal|not found|fault"
+)
 
 
 def judge_all(items: Sequence[tuple[str, Mapping[str, Any], bool]], sandbox: Sandbox) -> Iterator[Grade]:

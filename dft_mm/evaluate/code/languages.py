@@ -19,6 +19,7 @@ _INTERPRETED = Limits()
 _COMPILED = Limits(wall_s=40.0)
 _NODE = Limits(memory_bytes=4 * GIB, address_space=False)
 _MACHINE = Limits(wall_s=40.0, memory_bytes=4 * GIB, address_space=False)
+_BRACES = r"\s{0,9}\([^;{}]{0,2000}\{"
 _FREEZE = b'Object.freeze(require("node:assert")); Object.freeze(require("node:assert").strict);\n'
 
 
@@ -30,8 +31,10 @@ class Language:
     run: Sequence[str]
     fences: frozenset[str]
     """Words that a fenced block of it may carry."""
-    defines: str
-    """Pattern of the line that defines `{name}`."""
+    before: str
+    """Pattern of what stands on its line before the name of a function that is defined."""
+    behind: str
+    """Pattern of what follows that name."""
     end: Sequence[tuple[str, str]]
     """Substitutions in the trusted tests, each of which must find its place."""
     hello: str
@@ -55,7 +58,8 @@ def _node(title: str, source: str, script: str, fences: set[str], **more: object
         source,
         ("node", "--require", "./freeze.cjs", script),
         frozenset(fences),
-        r"^[ \t]*(?:export\s+)?(?:default\s+)?(?:async\s+)?(?:function\s*\*?|const|let|var)\s+{name}\b",
+        r"\s*(?:export\s+)?(?:default\s+)?(?:async\s+)?(?:function\s*\*?|const|let|var)\s+",
+        r"\b",
         [(r"\Z", '\nconsole.log("\\n{end}" + require("node:fs").readFileSync("end.txt", "utf8"));\n')],
         files={"freeze.cjs": _FREEZE},
         **more,  # type: ignore[arg-type]
@@ -66,20 +70,18 @@ _JAVA_END = (
     'try {{ System.out.println("\\n{end}" + new java.util.Scanner(new java.io.File("end.txt")).nextLine()); }}\n'
     "    catch (java.io.IOException error) {{ throw new RuntimeException(error); }}\n"
 )
-_MEMBER = (
-    r"^[ \t]*(?:(?:public|private|protected|internal|static|final)\s+)*[\w<>\[\],.?() \t]+?\s+{name}"
-    r"\s*\([^;{{]*\)[^;{{]*\{{"
-)
+_TYPED = r"\s*(?!return\b|else\b|throw\b|new\b)"
+_MEMBER = (_TYPED + r"\w[\w<>\[\],.? \t]*\s", _BRACES)
 _END_OF_CLASS = r"(?=[ \t]*\}\s*\}\s*\Z)"
 
 LANGUAGES: dict[str, Language] = {
     "py": Language(
         "Python", "program.py", (), frozenset({"py", "python", "python3"}),
-        r"^[ \t]*(?:async\s+)?def\s+{name}\s*\(", [], "", "python3", comment="#",
+        r"\s*(?:async\s+)?def\s+", r"\s{0,9}\(", [], "", "python3", comment="#",
     ),
     "cpp": Language(
         "C++", "program.cpp", ("./program",), frozenset({"cpp", "c++", "cc", "c"}),
-        r"^[ \t]*[A-Za-z_][\w:<>,&* \t]*?[\s&*]{name}\s*\([^;{{]*\)[^;{{]*\{{",
+        _TYPED + r"\w[\w:<>,&* \t]*[\s&*]", _BRACES,
         [
             (r"(?m)^int main\(\) \{", "#undef assert\n#undef NDEBUG\n#include <assert.h>\nint main() {{"),
             (
@@ -94,7 +96,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "java": Language(
         "Java", "Problem.java", ("java", *_JVM, "-ea", "-cp", f"{_JAVATUPLES}:.", "Problem"),
-        frozenset({"java"}), _MEMBER, [(_END_OF_CLASS, f"    {_JAVA_END}")],
+        frozenset({"java"}), *_MEMBER, [(_END_OF_CLASS, f"    {_JAVA_END}")],
         "import org.javatuples.*;\nclass Problem {\n    public static void main(String[] args) {\n"
         "    assert(Pair.with(1, 2).getValue0() == 1);\n    boolean on = false; assert on = true;\n"
         '    if (!on) throw new RuntimeException("assertions are off");\n    }\n\n}\n',
@@ -105,7 +107,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "php": Language(
         "PHP", "program.php", ("php", "-d", "memory_limit=-1", "program.php"), frozenset({"php"}),
-        r"^[ \t]*function\s+&?\s*{name}\s*\(",
+        r"\s*function\s+&?\s*", r"\s{0,9}\(",
         [(r"\Z", '\necho "\\n{end}", file_get_contents("end.txt"), "\\n";\n')], "<?php\n", "php-cli",
     ),
     "ts": _node(
@@ -116,7 +118,7 @@ LANGUAGES: dict[str, Language] = {
         limits=_MACHINE,
     ),
     "cs": Language(
-        "C#", "program.cs", ("mono", "--debug", "program.exe"), frozenset({"cs", "csharp", "c#"}), _MEMBER,
+        "C#", "program.cs", ("mono", "--debug", "program.exe"), frozenset({"cs", "csharp", "c#"}), *_MEMBER,
         [
             (r"Debug\.Assert\(", "DftMmTests.Assert("),
             (_END_OF_CLASS, '    Console.WriteLine("\\n{end}" + System.IO.File.ReadAllText("end.txt"));\n'),
@@ -135,7 +137,7 @@ LANGUAGES: dict[str, Language] = {
     ),
     "sh": Language(
         "Bash", "program.sh", ("/bin/bash", "program.sh"), frozenset({"sh", "bash", "shell"}),
-        r"^[ \t]*(?:function\s+)?{name}\s*(?:\(\s*\))?\s*\{{",
+        r"\s*(?:function\s+)?", r"\s{0,9}(?:\(\s{0,9}\))?\s{0,99}\{",
         [(r"\Z", "\nbuiltin printf '\\n%s%s\\n' '{end}' \"$(<end.txt)\"\n")],
         "set -e\n[[ a = a ]]\n", "bash", comment="#",
     ),
