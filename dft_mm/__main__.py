@@ -80,10 +80,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise InputError("eval needs --out DIR, the folder of the results")
     _make_folder(arguments.out)
-    evaluate(
-        suite, arguments.model, arguments.out, arguments.backend, arguments.replay, batch_size=arguments.batch_size
-    )
-    print((arguments.out / "results.md").read_text(encoding="utf-8"))
+    results = evaluate(
+        suite, arguments.model, arguments.out, arguments.backend, arguments.replay, arguments.dtype,
+        arguments.batch_size, tensor_parallel=arguments.tensor_parallel, url=arguments.url,
+        served_model=arguments.served_model, key_env=arguments.key_env, concurrency=arguments.concurrency,
+        request_timeout=arguments.request_timeout, retries=arguments.retries,
+    )  # fmt: skip
+    if results:  # rank 0
+        print((arguments.out / "results.md").read_text(encoding="utf-8"))
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -126,6 +130,20 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return number
 
 
@@ -188,15 +206,27 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verb.add_argument("suite", help="suite file, or its name in eval/suites")
     verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the suite's")
-    verb.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
+    verb.add_argument("--model", required=True, help="Hugging Face folder; with --url also just a name")
     verb.add_argument("--out", type=Path, help="folder of the results")
     verb.add_argument(
         "--write-config", type=Path, metavar="FILE.json",
         help="only write a configuration of VLMEvalKit's own runner, and print the command that takes it",
     )  # fmt: skip
-    verb.add_argument("--backend", default=None, help="hf (default) or replay")
-    verb.add_argument("--batch-size", type=_positive, default=16, help="answers generated together (default: 16)")
+    verb.add_argument("--backend", help="hf (default), vllm, openai or replay")
     verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
+    verb.add_argument("--dtype", help="hf, vllm: auto (bfloat16, on a CPU float32), float32, bfloat16 or float16")
+    verb.add_argument("--batch-size", type=_positive, help="hf, vllm: answers generated together (default: 16 and 512)")
+    verb.add_argument("--tensor-parallel", type=_positive, metavar="N", help="vllm: GPUs that share the model")
+    verb.add_argument("--url", metavar="http://HOST:PORT/v1", help="OpenAI-compatible server; implies --backend openai")
+    verb.add_argument(
+        "--served-model", metavar="NAME", help="openai: the model's name there (default: that of --model)"
+    )
+    verb.add_argument(
+        "--key-env", metavar="VARIABLE", help="openai: environment variable with the key (default: OPENAI_API_KEY)"
+    )
+    verb.add_argument("--concurrency", type=_positive, help="openai: most requests at once (default: 16)")
+    verb.add_argument("--request-timeout", type=_seconds, metavar="S", help="openai: seconds to wait (default: 600)")
+    verb.add_argument("--retries", type=_count, help="openai: further attempts at an answer (default: 8)")
     verb = add(
         "compare", compare, "say whether one of two result folders is better, question by question",
         "dft-mm compare --results runs/dft/eval/math runs/sft/eval/math --out comparison",

@@ -99,7 +99,7 @@ def _manifest(suite: Suite, model: str, source: Backend, questions: Mapping[str,
     packages |= {"torch", "transformers"} if source.settings["name"] == "hf" else set()
     return {
         "suite": suite.model_dump(mode="json"),
-        "model": {"path": model, "sha256": _model_hash(model)},
+        "model": {"path": model, "sha256": _model_hash(model, source.settings["name"])},
         "backend": source.settings,
         "data_sha256": {name: _fingerprint(asked) for name, asked in questions.items()},
         "versions": {
@@ -119,10 +119,13 @@ def _fingerprint(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def _model_hash(model: str) -> str:
-    """Hash of the names and bytes of all files that decide what the model says."""
+def _model_hash(model: str, backend: str) -> str | None:
+    """Hash of the names and bytes of all files that decide what the model says; None for a model that a server has
+    and this machine has not."""
     from dft_mm.model.load import resolve
 
+    if backend == "openai" and not (Path(model) / "config.json").is_file():
+        return None
     folder = resolve(model)
     digest = hashlib.sha256()
     for path in sorted({path for pattern in _HASHED for path in folder.glob(pattern)}):

@@ -22,7 +22,8 @@ from transformers import (
 from dft_mm.batch import normalise
 from dft_mm.data.patches import to_patches
 from dft_mm.errors import InputError
-from dft_mm.evaluate.backends.prompts import Prompt, Prompts, load_picture
+from dft_mm.evaluate.backends.content import before_stop, load_picture
+from dft_mm.evaluate.backends.prompts import Prompt, Prompts
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
 from dft_mm.model.load import load_model
 
@@ -133,12 +134,9 @@ class HuggingFace:
         """The answer up to the first token or text that ends it."""
         end = next((place for place, token in enumerate(ids) if token in self.prompts.ends), None)
         text = decode(self.tokenizer, ids[:end])
-        places = [place for stop in stops if (place := text.find(stop)) >= 0]
-        if places:
-            return Generation(prompt.text, text[: min(places)], "stop", len(ids) if end is None else end + 1)
-        if end is None:
-            return Generation(prompt.text, text, "length", len(ids))
-        return Generation(prompt.text, text, "stop", end + 1)
+        before = before_stop(text, stops)
+        reason = "length" if end is None and before is None else "stop"
+        return Generation(prompt.text, text if before is None else before, reason, len(ids) if end is None else end + 1)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

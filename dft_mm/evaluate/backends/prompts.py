@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
 from transformers import AutoConfig
 
 from dft_mm.config import read_text
-from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image
+from dft_mm.data.images import ImageError, ImageSettings, image_grid
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.dist import log
 from dft_mm.errors import InputError
+from dft_mm.evaluate.backends.content import completion_text, load_pictures
 from dft_mm.evaluate.requests import Request
 from dft_mm.evaluate.task import Question
 from dft_mm.model.load import Processing, load_processing
@@ -111,30 +111,6 @@ class Prompts:
                 f"{where}: an empty text, and the tokenizer begins with no token: nothing can go on from it"
             )
         return Prompt(ids, text, tuple(ids))
-
-
-def load_pictures(question: Question, where: str, digest: Any) -> list[Image]:
-    """A question's pictures as training sees them; their pixels are added to the digest."""
-    try:
-        images = [load_picture(question, name) for name in question.images]
-    except ImageError as error:
-        raise InputError(f"{where}: {error.reason}: {error.detail}") from error
-    for image in images:
-        digest.update(f"{image.size}".encode() + image.tobytes())
-    return images
-
-
-def load_picture(question: Question, name: str) -> Image:
-    """One of a question's pictures."""
-    return load_image(name, Path(question.image_root))
-
-
-def completion_text(question: Question, where: str) -> str:
-    """The text that a model goes on with. Raises InputError where there is more than text."""
-    parts = [part for message in question.messages for part in message["content"]]
-    if len(question.messages) != 1 or any(part["type"] != "text" for part in parts):
-        raise InputError(f"{where}: a completion is one message of text, without a system turn or pictures")
-    return "".join(part["text"] for part in parts)
 
 
 def _one_placeholder_each(ids: Sequence[int], image: int | None, merged: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where answers come from: the folder's own model (`hf`), a file of answers made elsewhere (`replay`).
+"""Where answers come from: the folder's own model (`hf`, `vllm`), a server (`openai`), a file of answers (`replay`).
 
 A backend is one entry of `BACKENDS`. It says what decides its answers, cuts the requests into batches whose
 composition never changes, and answers them.
@@ -27,8 +27,24 @@ def _hf(options: BackendOptions) -> Backend:
     return HuggingFace(options)
 
 
+def _vllm(options: BackendOptions) -> Backend:
+    from dft_mm.evaluate.backends.vllm import Vllm
+
+    return Vllm(options)
+
+
+def _openai(options: BackendOptions) -> Backend:
+    from dft_mm.evaluate.backends.openai import Endpoint
+
+    return Endpoint(options)
+
+
 BACKENDS: dict[str, Entry] = {
     "hf": Entry(_hf, frozenset({"dtype", "batch_size"}), shared=True),
+    "vllm": Entry(_vllm, frozenset({"dtype", "batch_size", "tensor_parallel"})),
+    "openai": Entry(
+        _openai, frozenset({"url", "served_model", "key_env", "concurrency", "request_timeout", "retries"})
+    ),
     "replay": Entry(Replay, frozenset({"replay"})),
 }
 
@@ -36,7 +52,7 @@ BACKENDS: dict[str, Entry] = {
 def make(name: str | None, options: BackendOptions, ranks: int) -> Backend:
     """The backend of this name; without one, the one that the options ask for. Raises InputError for an option that
     would change nothing, in silence."""
-    name = name or ("replay" if options.replay is not None else "hf")
+    name = name or ("replay" if options.replay is not None else "openai" if options.url is not None else "hf")
     if name not in BACKENDS:
         raise InputError(f"--backend {name!r}: there are {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
