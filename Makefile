@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .PHONY: install demo test test-long lint bench clean
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(VENV)/.languages
 
 # torch is installed by its constraint first: an unpinned one would pull gigabytes of CUDA onto machines without a GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -15,6 +15,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[eval,demo,dev]"
 	$(RUN) -m pip install --quiet --no-deps --constraint constraints.txt ms-vlmeval
+	touch $@
+
+# Sandbox and languages of the code benchmarks: tried once, and no reason to fail.
+$(VENV)/.languages: scripts/install_languages.sh | $(VENV)/.installed
+	sh scripts/install_languages.sh
 	touch $@
 
 demo: install

@@ -84,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         suite, arguments.model, arguments.out, arguments.backend, arguments.replay, arguments.dtype,
         arguments.batch_size, tensor_parallel=arguments.tensor_parallel, url=arguments.url,
         served_model=arguments.served_model, key_env=arguments.key_env, concurrency=arguments.concurrency,
-        request_timeout=arguments.request_timeout, retries=arguments.retries,
+        request_timeout=arguments.request_timeout, retries=arguments.retries, unsafe_exec=arguments.unsafe_exec,
     )  # fmt: skip
     if results:  # rank 0
         print((arguments.out / "results.md").read_text(encoding="utf-8"))
@@ -108,6 +108,14 @@ def compare(arguments: argparse.Namespace) -> None:
     _make_folder(arguments.out)
     compare_results(*arguments.results, arguments.out)
     print((arguments.out / "compare.md").read_text(encoding="utf-8"))
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from dft_mm.study.doctor import examine, to_text
+
+    report = examine()
+    print(json.dumps(report, indent=2, ensure_ascii=False) if arguments.json else to_text(report))
+    return EXIT_DONE if report["ok"] else EXIT_BUG
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -214,6 +222,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verb.add_argument("--backend", help="hf (default), vllm, openai or replay")
     verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
+    verb.add_argument(
+        "--unsafe-exec", action="store_true",
+        help="where there is no sandbox, run programs that the model wrote with your files and your network",
+    )  # fmt: skip
     verb.add_argument("--dtype", help="hf, vllm: auto (bfloat16, on a CPU float32), float32, bfloat16 or float16")
     verb.add_argument("--batch-size", type=_positive, help="hf, vllm: answers generated together (default: 16 and 512)")
     verb.add_argument("--tensor-parallel", type=_positive, metavar="N", help="vllm: GPUs that share the model")
@@ -242,6 +254,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("paths", nargs="+", type=Path, help="run folders, result folders")
     verb.add_argument("--out", type=Path, required=True, help="page (.html) or table of scores (.md)")
     verb = add(
+        "doctor", doctor, "check versions, accelerators, collectives, sandbox, languages, disk; say what to do",
+        "dft-mm doctor",
+    )  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="all findings as one JSON object")
+    verb = add(
         "demo", demo, "the whole product in minutes on a CPU: data, SFT and DFT, scores, a page",
         "dft-mm demo --out runs/demo",
     )  # fmt: skip
@@ -266,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not speaks or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the libraries; ours are plain lines there
     try:
-        arguments.call(arguments)
+        return arguments.call(arguments) or EXIT_DONE
     except InputError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -280,7 +297,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
-    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ LANGUAGES: dict[str, Language] = {
     "ts": _node(
         "TypeScript", "program.ts", "program.js", {"ts", "typescript"},
         hello="declare var require: any;\nconst assert = require('node:assert');\nassert.deepEqual([1],[1]);\n",
-        packages="nodejs npm, then: npm install -g typescript@5",
+        packages="nodejs node-typescript",
         compile=("tsc", "--target", "es2022", "--module", "commonjs", "--pretty", "false", "program.ts"),
         limits=_MACHINE,
     ),
@@ -130,7 +130,7 @@ LANGUAGES: dict[str, Language] = {
         ],
         "using System;\nusing System.Numerics;\nclass Problem {\n    public static void Main(string[] args) {\n"
         "    Debug.Assert(BigInteger.One == 1);\n    }\n\n}\n",
-        "mono-mcs mono-runtime",
+        "mono-mcs mono-runtime libmono-system-numerics4.0-cil",
         compile=("mcs", "-debug", "-d:DEBUG", "-warn:0", "-r:System.Numerics.dll", "-out:program.exe", "program.cs"),
         limits=_MACHINE, main=r"^[ \t]*(?:public\s+|private\s+)?static\s+(?:async\s+)?(?:void|int|Task)\s+Main\s*\(",
         wrapper=True,

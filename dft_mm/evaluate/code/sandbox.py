@@ -26,7 +26,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _LOOK_S = 0.03
-_UNSAFE = "or let programs run without a sandbox, with your rights: --unsafe-exec"
+_UNSAFE = "or let programs run as plain child processes, with your files and your network: --unsafe-exec"
 INSTALL = "install bubblewrap (apt-get install bubblewrap; scripts/install_languages.sh does it)"
 
 

@@ -1,21 +1,23 @@
 """Which languages run here: each counts when a small program with its libraries compiles and ends well."""
 
 import secrets
-import shlex
 from collections.abc import Iterable
 
 from dft_mm.errors import InputError
 from dft_mm.evaluate.code.languages import LANGUAGES, told
 from dft_mm.evaluate.code.program import Result
 from dft_mm.evaluate.code.running import python_home, run_python_tests, run_tests
-from dft_mm.evaluate.code.sandbox import Sandbox
+from dft_mm.evaluate.code.sandbox import Sandbox, broken
 
 _HELLO_JOB = {"prompt": "def f():\n    pass\n", "entry_point": "f", "tests": "assert f() == 1", "call_check": False}
 
 
-def open_sandbox(unsafe: bool = False) -> Sandbox:
-    """The sandbox for programs of any language; see `Sandbox`."""
-    return Sandbox(unsafe, python_home(unsafe)[1])
+def open_sandbox(unsafe_exec: bool = False) -> Sandbox:
+    """The sandbox for programs of any language; `unsafe_exec`: plain child processes where there is no sandbox."""
+    sandbox = Sandbox(bound=python_home()[1])
+    if unsafe_exec and broken(sandbox) is not None:
+        return Sandbox(unsafe=True)
+    return sandbox
 
 
 def cannot_run(key: str, sandbox: Sandbox) -> str | None:
@@ -37,15 +39,12 @@ def _reason(result: Result) -> str:
 
 def install_line(keys: Iterable[str]) -> str:
     """What to type for these languages."""
-    words = [LANGUAGES[key].packages for key in keys]
-    packages = dict.fromkeys(word for line in words for word in line.partition(",")[0].split())
-    then = dict.fromkeys(line.partition("then: ")[2] for line in words if "then: " in line)
-    return " && ".join([shlex.join(["apt-get", "install", *packages]), *then])
+    return "apt-get install " + " ".join(LANGUAGES[key].packages for key in keys)
 
 
-def require(keys: Iterable[str], unsafe: bool) -> None:
+def require(keys: Iterable[str], unsafe_exec: bool) -> None:
     """Raise InputError where programs of one of these languages cannot run."""
-    with open_sandbox(unsafe) as sandbox:
+    with open_sandbox(unsafe_exec) as sandbox:
         for key in sorted(set(keys)):
             reason = cannot_run(key, sandbox)
             if reason is not None:

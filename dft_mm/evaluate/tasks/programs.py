@@ -114,7 +114,7 @@ def _task(
             for grade in judge_all(items, sandbox):
                 grades.append(grade)
                 scoring.advance(1)
-        unsafe = ("programs ran without a sandbox.",) if scoring.unsafe_exec else ()
+        unsafe = ("programs ran without a sandbox.",) if sandbox.unsafe else ()
         return Scored(grades, notes=(*notes, *unsafe))
 
     return Task(load, score, splits=tuple(splits), ready=_ready)
