@@ -113,6 +113,17 @@ def ask(kind, data, work, **more):
     return load_questions(kind, data, work=work, **more)
 
 
+_SAMPLED = {}
+
+
+def sampled(kind, shared, factory):
+    """A table of real questions, and its questions; read once for all tests."""
+    if kind not in _SAMPLED:
+        tsv = shared / "data/vlmevalkit_tsv" / f"{SAMPLES[kind]}.tsv"
+        _SAMPLED[kind] = tsv, ask(kind, tsv, factory.mktemp("sampled"))
+    return _SAMPLED[kind]
+
+
 def grade(kind, questions, texts, work, finish="stop", samples=1, **more):
     """`texts`: by question, or by question and sample."""
     bench = BenchmarkConfig.model_validate({"task": kind, "data": "-", **more})

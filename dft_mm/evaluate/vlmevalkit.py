@@ -140,6 +140,8 @@ def _write_questions(kind: str, bench: BenchmarkConfig, split: Split, path: Path
     """Make a folder of pictures and questions.json; it takes its place when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     log.info("%s: VLMEvalKit writes the pictures of %s into %s", bench.key, path, folder)
+    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     making.chmod(0o755)
     try:
@@ -223,11 +225,12 @@ class _Scoring:
             for place, grade in zip(choice, graded):
                 grades[place] = grade
             self.scoring.advance(len(choice))
-            texts = [self.answers[place] for place in free]
-            every = grader.grade_all([(each.text, _gold(each.question.gold), each.finish_reason) for each in texts])
-            for place, grade in zip(free, every):
-                grades[place] = grade
-                self.scoring.advance(1)
+            golds = [(place, gold) for place in free for gold in _golds(self.answers[place].question.gold)]
+            texts = [(self.answers[place].text, gold, self.answers[place].finish_reason) for place, gold in golds]
+            for (place, gold), grade in zip(golds, grader.grade_all(texts)):
+                if grades[place] is None or grade.status == "correct":
+                    grades[place] = grade
+                self.scoring.advance(int(gold == self.answers[place].question.gold))
         return [grade for grade in grades if grade is not None]
 
     def by_exact_matching(self) -> list[Grade]:
@@ -272,7 +275,7 @@ class _Scoring:
         return InputError(
             f"benchmark {self.scoring.bench.key}: the judge {judge.model} at {judge.url} gave no verdict on {failed} "
             f"of {len(self.answers)} answers ({why}). Nothing was scored and all answers are kept: run it again when "
-            "the judge works, or with `judge: rule` and another --out"
+            "the judge works, or with `judge: rule`, another --out and --replay of the generations.jsonl here"
         )
 
     def tabulate(self, grades: Sequence[Grade]) -> Scored:
@@ -401,10 +404,10 @@ def _options(kind: str, row: Mapping[str, Any]) -> dict[str, str] | None:
 _NAMED_VALUE = re.compile(r"\s*[A-Za-z ]*\$\s*=\s*(.*)\$\s*", re.DOTALL)
 
 
-def _gold(gold: str) -> str:
-    """MathVerse writes some answers as `Volume $=904.78 \\mathrm{~cm}^{3}$`."""
+def _golds(gold: str) -> list[str]:
+    """MathVerse writes some answers as `Volume $=904.78 \\mathrm{~cm}^{3}$`: the value alone is as right."""
     named = _NAMED_VALUE.fullmatch(gold)
-    return f"${named[1]}$" if named else gold
+    return [f"${named[1]}$", gold] if named else [gold]
 
 
 def _writable(text: str) -> str:

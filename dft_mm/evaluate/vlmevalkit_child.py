@@ -193,7 +193,7 @@ def load(request: Mapping[str, Any], _: Any) -> list[dict[str, Any]]:
     """Rows, prompts and pictures of a TSV; the pictures are written below the working folder."""
     kind, folder = request["kind"], Path.cwd()  # LMUData names it, too
     cot = request["dataset"].endswith(("cot", "COT"))
-    frame = _checked(_read(request["path"]), kind, cot)
+    frame = checked_table(request["path"], kind, cot)
     if request["version"] is not None:
         frame = frame[frame["problem_version"] == request["version"]]
         if frame.empty:
@@ -237,10 +237,11 @@ def _read(path: str) -> Any:
     return frame
 
 
-def _checked(frame: Any, kind: str, cot: bool) -> Any:
-    """The table with every cell that is needed; raises Wrong for the first that is not there."""
+def checked_table(path: str, kind: str, cot: bool) -> Any:
+    """A user's table with every cell that is needed; raises Wrong for the first that is not there."""
     import pandas
 
+    frame = _read(path)
     prompt = {"mathverse": "query_cot", "wemath": "requirement"}.get(kind) if cot else None
     needed = [*NEEDED[kind], *([prompt] if prompt else [])]
     missing = [column for column in needed if column not in frame.columns]

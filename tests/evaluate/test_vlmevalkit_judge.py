@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, grade, in_fractions, in_turn, write_table
+from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, grade, in_fractions, in_turn, sampled, write_table
 
 from dft_mm.errors import InputError
 from dft_mm.evaluate import vlmevalkit
@@ -74,11 +74,12 @@ def hurried(monkeypatch):
     monkeypatch.setattr(vlmevalkit, "JUDGE_DEADLINE_S", 2.0)
 
 
-@pytest.fixture
-def asked(tmp_path):
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
     """MathVision questions whose answers are not plain enough to be read without a judge."""
     rows = [row | {"choices": "[]"} for row in TABLES["mathvision"]()]
-    return ask("mathvision", write_table(tmp_path / "t.tsv", rows), tmp_path / "work")
+    folder = tmp_path_factory.mktemp("asked")
+    return ask("mathvision", write_table(folder / "t.tsv", rows), folder / "work")
 
 
 def _texts(questions):
@@ -87,10 +88,9 @@ def _texts(questions):
 
 @pytest.mark.parametrize("kind", SAMPLES)
 @pytest.mark.parametrize("answer", [reads_boxes, says_no])
-def test_verdicts_and_tables_are_vlmevalkits_own(shared, tmp_path, monkeypatch, kind, answer):
+def test_verdicts_and_tables_are_vlmevalkits_own(shared, tmp_path, tmp_path_factory, monkeypatch, kind, answer):
     monkeypatch.setenv("MY_KEY", KEY)
-    tsv = shared / "data/vlmevalkit_tsv" / f"{SAMPLES[kind]}.tsv"
-    questions = ask(kind, tsv, tmp_path / "work")
+    tsv, questions = sampled(kind, shared, tmp_path_factory)
     _, texts = in_turn(questions)
     seen = []
     with judge(answer, seen=seen) as url:

@@ -61,7 +61,7 @@ def main():
         more = {"model": "exact_matching" if asked["kind"] == "wemath" else "mine"}
     elif "judge" in asked:
         url = asked["judge"]["url"] + "/chat/completions"
-        more = {"model": "mine", "api_base": url, "key": "k", "retry": 2, "nproc": 4, "verbose": False}
+        more = {"model": "mine", "api_base": url, "key": "k", "retry": 2, "nproc": 16, "verbose": False}
     table = data.evaluate("m.tsv", **more)
     scored = importlib.import_module("vlmeval.smp").load("m_mine_score.tsv") if asked["kind"] == "mathverse" else {}
     result = {
