@@ -18,6 +18,8 @@ _TOP_LEVEL = re.compile(
 _TYPE = re.compile(r"\b(?:union|struct)\s+(\w+)\s*\{")
 
 
+CLASS = "class Problem {"
+"""Begins the class of every program in a language whose functions are members of one."""
 _NEAR = 300  # a class says what it is within so many characters before its brace
 
 
@@ -38,9 +40,10 @@ def assemble(code: Code, row: Row, language: Language) -> str:
     if not code.whole:
         return f"{row.prompt}{_body(code, closes, language)}\n{tests}"
     text = _without_main(code.text, language)
-    masked = mask(text)
     found = definition(text, language, row.name)
-    assert found is not None
+    if found is None:  # the function stood in its main
+        text, found = code.text, definition(code.text, language, row.name) or 0
+    masked = mask(text)
     if closes and _is_closed(text, masked, found, language):
         tests = tests.lstrip()[1:]
     if language.wrapper:
@@ -109,7 +112,7 @@ def _in_class(text: str, masked: str, place: int, row: Row, tests: str) -> str:
         members = text[opening + 1 : closing - 1 if masked[:closing].endswith("}") else closing]
         head = masked.rfind("\n", 0, masked.rfind("class", 0, opening)) + 1
         others = _top_level(text, masked, head, closing)
-    head = row.prompt[: row.prompt.index("class Problem {") + len("class Problem {")]
+    head = row.prompt[: row.prompt.index(CLASS) + len(CLASS)]
     return f"{imports}{head}\n{members}\n{tests}\n{others}"
 
 

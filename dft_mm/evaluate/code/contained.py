@@ -112,12 +112,13 @@ class Bubblewrap:
 
     def __init__(self, program: Program, user: int | None, bound: Mapping[str, str]) -> None:
         """`bound`: more folders to show, read-only: where they are → where they are seen."""
-        with contextlib.ExitStack() as ours:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as unless_started:
             given: list[int] = []
 
             def pipe() -> tuple[int, int]:
                 reading, writing = os.pipe()
                 ours.callback(os.close, writing)
+                unless_started.callback(os.close, reading)
                 given.append(writing)
                 return reading, writing
 
@@ -149,8 +150,9 @@ class Bubblewrap:
                 env={},  # what bubblewrap is started with stays readable in the sandbox's /proc/1/environ
                 **_as_user(user),  # type: ignore[arg-type]
             )
+            unless_started.pop_all()
         first = _first_process(information)
-        self._first = None if first is None else os.pidfd_open(first)
+        self._first = None if first is None else _handle(first)
         self.tree = SandboxTree(first or 0)
 
     def end(self) -> None:
@@ -179,11 +181,17 @@ def _first_process(information: int) -> int | None:
     with os.fdopen(information, "rb") as file:
         text = file.read()
     try:
-        pid = json.loads(text)["child-pid"]
-        os.kill(pid, 0)
-    except (ValueError, KeyError, ProcessLookupError):
+        return json.loads(text)["child-pid"]
+    except (ValueError, KeyError):
         return None
-    return pid
+
+
+def _handle(pid: int) -> int | None:
+    """None when it is gone already."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _wait_readable(descriptor: int) -> None:

@@ -47,9 +47,11 @@ def code_of(
     text = _final(text.replace("\r\n", "\n"))[:_LONGEST] if not completion else text[:_LONGEST]
     repeated = _after_prompt(text, prompt)
     if completion or repeated is not None:
-        body = cut(text if repeated is None else repeated, stop)
-        if repeated is None and _defines(text, language, name):
-            return Code(text, True, False)
+        written = text if repeated is None else repeated
+        start = definition(written, language, name)
+        if start is not None and not written[:start].strip():  # it begins with the function's first line once more
+            return Code(cut(written[start:], stop), True)
+        body = cut(written, stop)
         return Code(body, False, False) if body.strip() else None
     blocks = [
         (word.lower(), textwrap.dedent(block) if indent else block) for indent, _, word, block in _FENCE.findall(text)
@@ -59,7 +61,6 @@ def code_of(
     ours = [block for word, block in blocks if word in language.fences | _UNNAMED]
     defining = [block for _, block in blocks if _defines(block, language, name)]
     for block in (*defining[-1:], *[each for each in ours if each.strip()][-1:]):
-        repeated = _after_prompt(block, prompt)
         if block in defining:
             return Code(block, True)
         return Code(_indented(cut("\n" + block, stop).strip("\n"), language), False)

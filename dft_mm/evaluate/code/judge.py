@@ -54,9 +54,10 @@ def _unsuccessful(result: Result, source: str, language: Language) -> Grade:
     if result.error:
         return Grade("sandbox_error", source, result.error[:_LONGEST_DETAIL])
     if result.stopped:
-        while_compiling = "" if result.compiled else " while it was compiled"
-        status = "timeout" if result.stopped == "time" else "failed"
-        return Grade(status, source, _beyond(result.stopped, language.limits) + while_compiling)
+        detail = _beyond(result.stopped, language.limits)
+        if result.stopped == "time":
+            return Grade("timeout", source, detail if result.compiled else f"{detail} while it was compiled")
+        return Grade("failed" if result.compiled else "compile_error", source, detail)
     if not result.compiled:
         return Grade("compile_error", source, _first_error(result) or "the compiler fails")
     return Grade("failed", source, _first_error(result) or _how_it_ended(result))

@@ -7,6 +7,7 @@ from typing import Any
 
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig, Prompt
+from dft_mm.evaluate.code.assemble import CLASS
 from dft_mm.evaluate.code.judge import judge_all
 from dft_mm.evaluate.code.languages import LANGUAGES, told
 from dft_mm.evaluate.code.toolchain import open_sandbox, require
@@ -36,9 +37,10 @@ def _question(bench: BenchmarkConfig, prompt: str, gold: str, about: Mapping[str
     own = _style(about["language"])
     completion = resolve_prompt(bench, own).completion
     asked = put(prompt if completion else prompt.strip(), bench, own)
-    if completion and not asked["stop"]:
-        asked["stop"] = tuple(about["stop"])
-    return Question("", gold=gold, about=about, **asked)
+    stop = asked["stop"] or tuple(about["stop"])
+    if completion:
+        asked["stop"] = stop
+    return Question("", gold=gold, about={**about, "stop": list(stop)}, **asked)
 
 
 def _texts(row: Mapping[str, Any], *names: str) -> list[str]:
@@ -75,6 +77,8 @@ def _multipl_e(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question:
     if bench.split not in (None, key):
         raise ValueError(f"its `language` is {key!r}, and the benchmark's split {bench.split!r}")
     told(LANGUAGES[key], tests, "")
+    if LANGUAGES[key].wrapper and CLASS not in prompt:
+        raise ValueError(f"its `prompt` has no {CLASS!r}")
     name = _function_name(key, prompt)
     job = {"entry_point": name, "tests": tests, "call_check": False} if key == "py" else {}
     about = _about(key, prompt, name, row["stop_tokens"], job)
