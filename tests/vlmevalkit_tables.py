@@ -124,6 +124,15 @@ def sampled(kind, shared, factory):
     return _SAMPLED[kind]
 
 
+def drawn(kind, factory):
+    """Questions of the table that is drawn here, likewise."""
+    key = f"drawn {kind}"
+    if key not in _SAMPLED:
+        folder = factory.mktemp("drawn")
+        _SAMPLED[key] = ask(kind, write_table(folder / "my_cot_COT.tsv", TABLES[kind]()), folder)
+    return _SAMPLED[key]
+
+
 def grade(kind, questions, texts, work, finish="stop", samples=1, **more):
     """`texts`: by question, or by question and sample."""
     bench = BenchmarkConfig.model_validate({"task": kind, "data": "-", **more})

@@ -78,38 +78,58 @@ def _die_with_parent() -> None:
 # ----------------------------------------------------------------------------------------------- the light import
 
 
-@functools.cache
-def kit() -> types.SimpleNamespace:
-    """The modules of VLMEvalKit that are used here."""
-    root = next(iter(importlib.util.find_spec("vlmeval").submodule_search_locations))
+_MODULES = {
+    "image_base": "dataset.image_base", "vqa": "dataset.image_vqa", "mcq": "dataset.image_mcq",
+    "mathv": "dataset.utils.mathv", "mathverse": "dataset.utils.mathverse", "wemath": "dataset.utils.wemath",
+    "multiple_choice": "dataset.utils.multiple_choice", "judge_util": "dataset.utils.judge_util",
+    "file": "smp.file", "gpt": "api.gpt", "base": "api.base",
+}  # fmt: skip
+_CLASSES = {"mathvision": ("vqa", "MathVision"), "mathverse": ("vqa", "MathVerse"), "wemath": ("mcq", "WeMath")}
+_TABLES = {"mathvision": "mathv", "mathverse": "mathverse", "wemath": "wemath"}
+"""Modules that make the tables."""
 
-    def stand_in(name: str, path: str | None = None, **attributes: Any) -> types.ModuleType:
+
+@functools.cache
+def kit() -> "Kit":
+    """VLMEvalKit, as far as it is used here."""
+    return Kit()
+
+
+class Kit:
+    """Its modules by name, each imported when it is first asked for."""
+
+    def __init__(self) -> None:
+        root = next(iter(importlib.util.find_spec("vlmeval").submodule_search_locations))
+        self._stand_in("vlmeval", root)
+        self._stand_in("vlmeval.dataset", f"{root}/dataset")
+        self.api = self._stand_in("vlmeval.api", f"{root}/api", HFChatModel=None, SiliconFlowAPI=None)
+
+    @staticmethod
+    def _stand_in(name: str, path: str, **attributes: Any) -> types.ModuleType:
         module = types.ModuleType(name)
-        module.__dict__.update(attributes, **({"__path__": [path]} if path else {}))
+        module.__dict__.update(attributes, __path__=[path])
         sys.modules[name] = module
         parent, _, leaf = name.rpartition(".")
-        if parent in sys.modules:
+        if parent:
             setattr(sys.modules[parent], leaf, module)
         return module
 
-    stand_in("vlmeval", root)
-    stand_in("vlmeval.dataset", f"{root}/dataset")
-    api = stand_in("vlmeval.api", f"{root}/api", HFChatModel=None, SiliconFlowAPI=None)
-    names = {
-        "image_base": "dataset.image_base", "vqa": "dataset.image_vqa", "mcq": "dataset.image_mcq",
-        "mathv": "dataset.utils.mathv", "mathverse": "dataset.utils.mathverse", "wemath": "dataset.utils.wemath",
-        "multiple_choice": "dataset.utils.multiple_choice", "judge_util": "dataset.utils.judge_util",
-        "file": "smp.file", "gpt": "api.gpt", "base": "api.base",
-    }  # fmt: skip
-    found = types.SimpleNamespace(**{key: importlib.import_module(f"vlmeval.{name}") for key, name in names.items()})
-    found.api = api
-    found.classes = {"mathvision": found.vqa.MathVision, "mathverse": found.vqa.MathVerse, "wemath": found.mcq.WeMath}
-    found.mathv.eval = arithmetic
-    # Model text is text: read back as a table, "null" would be nothing, "" would be the word "nan", whose "a" counts as
-    # choice A, and a column of numbers would be no text at all.
-    for module in (found.vqa, found.mcq, found.mathv, found.mathverse, found.wemath):
-        module.load = read_table
-    return found
+    def __getattr__(self, name: str) -> types.ModuleType:
+        if name not in _MODULES:
+            raise AttributeError(name)
+        module = importlib.import_module(f"vlmeval.{_MODULES[name]}")
+        setattr(self, name, module)
+        if name == "mathv":
+            module.eval = arithmetic
+        if name in ("vqa", "mcq", *_TABLES.values()):
+            # Model text is text: read back as a table, "null" would be nothing, "" would be the word "nan", whose "a"
+            # counts as choice A, and a column of numbers would be no text at all.
+            module.load = read_table
+        return module
+
+    def class_of(self, kind: str) -> Any:
+        module, name = _CLASSES[kind]
+        return getattr(getattr(self, module), name)
 
 
 def read_table(path: str) -> Any:
@@ -173,7 +193,7 @@ def arithmetic(text: str) -> Any:
 
 def locate(request: Mapping[str, Any], _: Any) -> dict[str, Any]:
     """Path of an official TSV, downloaded by VLMEvalKit into its own folder where it is not there yet."""
-    kind = kit().classes[request["kind"]]
+    kind = kit().class_of(request["kind"])
     name = request["dataset"]
     # Found, not read: a table of over 1 GB is rewritten by a part of VLMEvalKit that needs all the rest of it.
     kit().image_base.load, kit().image_base.file_size = (lambda path: None), (lambda path, unit: 0)
@@ -313,7 +333,7 @@ def _plain(row: Any) -> dict[str, Any]:
 def _dataset(kind: str, name: str, frame: Any) -> Any:
     """VLMEvalKit's own class over a table, under an official name: a name decides its prompts, and a user's file may
     have any. Nothing is looked up, downloaded or compared with a checksum."""
-    base = kit().classes[kind]
+    base = kit().class_of(kind)
     local = type(base.__name__, (base,), {"load_data": lambda self, dataset: frame})
     return local(name)
 
@@ -326,6 +346,7 @@ def score(request: Mapping[str, Any], tell: Callable[..., None]) -> dict[str, An
     import pandas
 
     kind, name = request["kind"], request["dataset"]
+    getattr(kit(), _TABLES[kind])  # before VLMEvalKit imports it: with our reader, and without its `eval`
     judge = None
     if request["judge"]:
         from dft_mm.evaluate.vlmevalkit_judge import Judge

@@ -5,7 +5,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, grade, in_fractions, in_turn, picture, sampled, write_table
+from vlmevalkit_tables import (
+    SAMPLES,
+    TABLES,
+    ask,
+    direct,
+    drawn,
+    grade,
+    in_fractions,
+    in_turn,
+    picture,
+    sampled,
+    write_table,
+)
 
 from dft_mm.__main__ import main
 from dft_mm.errors import InputError
@@ -41,8 +53,8 @@ def test_wemaths_exact_matching_is_its_own(shared, tmp_path, tmp_path_factory):
     assert scored.headline == ("Score (Strict)", "Score (Loose)")
 
 
-def test_several_samples_are_tabulated_one_by_one(tmp_path):
-    questions = ask("mathvision", write_table(tmp_path / "t.tsv", TABLES["mathvision"]()), tmp_path / "work")
+def test_several_samples_are_tabulated_one_by_one(tmp_path, tmp_path_factory):
+    questions = drawn("mathvision", tmp_path_factory)
     texts = [[f"\\boxed{{{q.gold}}}", "\\boxed{77}" if n else f"\\boxed{{{q.gold}}}"] for n, q in enumerate(questions)]
     metrics = grade("mathvision", questions, texts, tmp_path / "work").metrics
     assert metrics["Overall"]["value"] == (1.0 + 0.25) / 2
@@ -54,8 +66,8 @@ def test_several_samples_are_tabulated_one_by_one(tmp_path):
 # ------------------------------------------------------------------------------------------------------- questions
 
 
-def test_prompts_and_pictures_are_vlmevalkits(tmp_path):
-    questions = ask("wemath", write_table(tmp_path / "t.tsv", TABLES["wemath"]()), tmp_path / "work")
+def test_prompts_and_pictures_are_vlmevalkits(tmp_path, tmp_path_factory):
+    questions = drawn("wemath", tmp_path_factory)
     first = questions[0]
     assert first.id == "1"
     assert first.gold == "A"
@@ -67,22 +79,21 @@ def test_prompts_and_pictures_are_vlmevalkits(tmp_path):
     json.dumps([first.messages, first.images, dict(first.about)])
 
 
-def test_a_vision_only_question_without_text_is_asked_in_words(tmp_path):
+def test_a_vision_only_question_without_text_is_asked_in_words(tmp_path_factory):
+    assert drawn("mathverse", tmp_path_factory)[4].text == "<image>\nPlease directly answer. "
+
+
+def test_a_files_name_does_not_change_the_prompt_and_a_split_does(tmp_path, tmp_path_factory):
+    assert drawn("mathverse", tmp_path_factory)[0].text == "<image>\nProblem 0"  # of a file my_cot_COT.tsv
     path = write_table(tmp_path / "t.tsv", TABLES["mathverse"]())
     before = path.read_bytes()
-    questions = ask("mathverse", path, tmp_path / "work")
-    assert questions[4].text == "<image>\nPlease directly answer. "
-    assert path.read_bytes() == before
-
-
-def test_a_files_name_does_not_change_the_prompt_and_a_split_does(tmp_path):
-    path = write_table(tmp_path / "my_cot_COT.tsv", TABLES["mathverse"]())
-    assert ask("mathverse", path, tmp_path / "work")[0].text == "<image>\nProblem 0"
     vision = ask("mathverse", path, tmp_path / "work", split="vision_only_cot")
     assert [question.id for question in vision] == ["5", "10"]
     assert vision[0].text == "<image>\nPlease first reason. Problem 0"
-    wemath = write_table(tmp_path / "COT.tsv", TABLES["wemath"]())
+    assert path.read_bytes() == before
+    wemath = write_table(tmp_path / "w.tsv", TABLES["wemath"]())
     assert "your option" in ask("wemath", wemath, tmp_path / "work", split="cot")[0].text
+    assert "your option" not in drawn("wemath", tmp_path_factory)[0].text
 
 
 def test_pictures_of_another_table_are_never_shown(tmp_path):
@@ -151,7 +162,7 @@ def test_a_cell_that_is_no_picture_is_named(tmp_path, content):
 
 
 def test_files_that_are_no_tables_are_named(tmp_path):
-    for name, content in {"a.tsv": b"", "b.tsv": b"\xff\xfe\0", "c.tsv": b"index\timage\n1\t2\t3\n"}.items():
+    for name, content in {"b.tsv": b"\xff\xfe\0", "c.tsv": b"index\timage\n1\t2\t3\n"}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
             ask("wemath", tmp_path / name, tmp_path / "work")
@@ -221,8 +232,8 @@ def test_mathverses_options_stand_in_its_question():
     assert options_of("A: no choices") == {}
 
 
-def test_no_row_is_lost_and_cut_answers_are_told(tmp_path):
-    questions = ask("mathverse", write_table(tmp_path / "t.tsv", TABLES["mathverse"]()), tmp_path / "work")
+def test_no_row_is_lost_and_cut_answers_are_told(tmp_path, tmp_path_factory):
+    questions = drawn("mathverse", tmp_path_factory)
     texts = ["", "\ud800\0 the answer is none", "null", *[f"\\boxed{{{q.gold}}}" for q in questions[3:]]]
     scored = grade("mathverse", questions, texts, tmp_path / "work", finish="length")
     assert [each.status for each in scored.grades[:3]] == ["truncated", "wrong", "truncated"]
@@ -241,9 +252,8 @@ def test_a_wemath_group_that_cannot_be_graded_is_left_out_whole(tmp_path):
     assert any("7 of WeMath's 1,740" in note for note in scored.notes)
 
 
-def test_wemath_without_one_compound_question_right(tmp_path):
-    rows = TABLES["wemath"]()
-    questions = ask("wemath", write_table(tmp_path / "t.tsv", rows), tmp_path / "work")
+def test_wemath_without_one_compound_question_right(tmp_path, tmp_path_factory):
+    rows, questions = TABLES["wemath"](), drawn("wemath", tmp_path_factory)
     texts = [q.gold if row["key"] != "2steps_multi" else "D" for q, row in zip(questions, rows)]
     texts[-1] = "D"
     scored = grade("wemath", questions, texts, tmp_path / "work")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, grade, in_fractions, in_turn, sampled, write_table
+from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, drawn, grade, in_fractions, in_turn, sampled, write_table
 
 from dft_mm.errors import InputError
 from dft_mm.evaluate import vlmevalkit
@@ -142,10 +142,10 @@ def test_nobody_at_the_url(asked, tmp_path, hurried):
         grade("mathvision", asked, _texts(asked), tmp_path / "work", judge={"url": url, "model": "j"})
 
 
-def test_mathverse_and_wemath_have_no_made_up_verdicts(tmp_path, hurried):
+def test_mathverse_and_wemath_have_no_made_up_verdicts(tmp_path, tmp_path_factory, hurried):
     """VLMEvalKit takes a judge that says neither 0 nor 1 for "wrong", and draws a letter where it hears none."""
     for kind in ("mathverse", "wemath"):
-        questions = ask(kind, write_table(tmp_path / f"{kind}.tsv", TABLES[kind]()), tmp_path / kind)
+        questions = drawn(kind, tmp_path_factory)
         with judge(lambda prompt: "maybe so") as url, pytest.raises(InputError, match="no verdict on 10 of 10"):
             grade(kind, questions, ["I cannot tell, it may be this or that one"] * 10, tmp_path / kind,
                   judge={"url": url, "model": "j"})  # fmt: skip
