@@ -113,7 +113,7 @@ def _gather(batches: Sequence[Sequence[Request]], out: Path) -> list[dict[str, A
     Half a line at the end of a file is dropped, and so is half a batch: an answer may depend in its last digits on what
     it was generated with. Raises InputError for a line that is no answer to what is asked.
     """
-    parts = sorted(out.glob(_PARTS))
+    parts = sorted(path for path in out.glob(_PARTS) if path.is_file())
     files = {path: path.read_bytes() for path in (out / NAME, *parts) if path.is_file()}
     asked = {_key(request) for batch in batches for request in batch}
     raw: dict[_Key, bytes] = {}

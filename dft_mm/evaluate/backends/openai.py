@@ -109,7 +109,6 @@ class Endpoint:
                     working -= 1
                 elif isinstance(answer, Exception):
                     failure = failure or answer
-                    stop.set()
                 else:
                     yield number, [answer]
         finally:
@@ -136,6 +135,7 @@ class Endpoint:
                     try:
                         answer = self._ask(session, batches[number][0], stop)
                     except Exception as error:  # raised again where the answers are taken
+                        stop.set()
                         come.put((number, error))
                     else:
                         if answer is not None:

@@ -1,0 +1,122 @@
+"""Several processes that share an evaluation, under the real launcher and beside each other."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from started import ended, started, until
+
+from dft_mm.evaluate.run import evaluate
+from dft_mm.evaluate.suite import load_suite
+
+FILES = ("manifest.json", "generations.jsonl", "scores.jsonl", "results.json", "results.md")
+
+
+@pytest.fixture(scope="module")
+def suite(sums, tmp_path_factory):
+    path = tmp_path_factory.mktemp("suite") / "suite.yaml"
+    sampling = {"temperature": 0.8, "samples": 2, "max_tokens": 100}
+    path.write_text(
+        json.dumps({"name": "s", "sampling": sampling, "benchmarks": [{"task": "gsm8k", "data": str(sums)}]})
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(suite, text_model, tmp_path_factory):
+    """One process, uninterrupted: five batches."""
+    out = tmp_path_factory.mktemp("whole")
+    evaluate(load_suite(suite), text_model, out, batch_size=3)
+    return out
+
+
+def _command(suite, model, out):
+    return ["eval", suite, "--model", model, "--out", out, "--batch-size", "3"]
+
+
+def _same(out, whole):
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    for name in FILES:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_two_ranks_under_the_launcher_give_the_same_bytes(suite, text_model, whole, tmp_path, free_port):
+    words = [str(each) for each in _command(suite, text_model, tmp_path / "out")]
+    launcher = Path(sys.executable).with_name("deepspeed")
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{launcher.parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "--module", "dft_mm", *words],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    _same(tmp_path / "out", whole)
+    assert done.stdout.count("# s:") == 1  # the table, of one rank
+
+
+@pytest.fixture
+def pair(free_port, tmp_path):
+    with ExitStack() as stack:
+
+        def start(command):
+            port = free_port()
+            ranks = []
+            for rank in "01":
+                environment = {
+                    "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }  # fmt: skip
+                ranks.append(stack.enter_context(started(command, tmp_path / f"log-{rank}", environment)))
+            return ranks
+
+        yield start
+
+
+def _lines(path):
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_two_ranks_killed_and_gone_on_with_by_one(suite, text_model, whole, tmp_path, pair):
+    out = tmp_path / "out"
+    ranks = pair(_command(suite, text_model, out))
+    until(lambda: _lines(out / "generations.jsonl") >= 3 and _lines(out / "generations.rank-1.jsonl") >= 3, ranks[1])
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    with started(_command(suite, text_model, out), tmp_path / "log") as child:
+        assert ended(child) == 0
+    assert "of 14 answers were there already" in (tmp_path / "log").read_text()
+    _same(out, whole)
+
+
+def test_an_error_on_one_rank_ends_both_with_its_message(suite, text_model, whole, tmp_path, pair):
+    out = tmp_path / "out"
+    (out / "generations.rank-1.jsonl").mkdir(parents=True)
+    shutil.copy(whole / "manifest.json", out)
+    ranks = pair(_command(suite, text_model, out))
+    assert [ended(rank) for rank in ranks] == [2, 2]
+    assert "generations.rank-1.jsonl cannot be written (Is a directory)" in (tmp_path / "log-0").read_text()
+
+
+def test_a_signal_to_the_ranks_ends_all_with_3(suite, text_model, whole, tmp_path, pair):
+    out = tmp_path / "out"
+    ranks = pair(_command(suite, text_model, out))
+    until(lambda: _lines(out / "generations.jsonl") >= 3, ranks[0])
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    assert [ended(rank) for rank in ranks] == [3, 3]
+    assert "same command goes on" in (tmp_path / "log-0").read_text()
+    with started(_command(suite, text_model, out), tmp_path / "log") as child:
+        assert ended(child) == 0
+    _same(out, whole)
+
+
+def test_only_hf_is_shared(suite, text_model, tmp_path, pair):
+    ranks = pair([*_command(suite, text_model, tmp_path / "out")[:-2], "--url", "http://127.0.0.1:9/v1"])
+    assert [ended(rank) for rank in ranks] == [2, 2]
+    assert "openai works in one process" in (tmp_path / "log-0").read_text()
