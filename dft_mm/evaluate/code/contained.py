@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import resource
 import shlex
 import shutil
@@ -11,18 +12,20 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
 from dft_mm.evaluate.code.program import Limits, Program
 from dft_mm.evaluate.code.seccomp import filter_program
-from dft_mm.evaluate.code.watch import ChildTree, SandboxTree, Tree
+from dft_mm.evaluate.code.watch import ChildTree, SandboxTree, Tree, runs
 
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 _WORK = "/tmp/work"  # of the sandbox's own file system
 _USERS = range(60001, 64001)
 _OPEN_FILES = 256
+_DEATH_S = 5.0
 _SPARE_PROCESSES = 16  # the kernel's limit is a little above ours, so that going beyond ours is seen
 # What programs of the languages read outside of /usr.
 _CONFIGURATION = ("alternatives", "java*", "mono", "php", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
@@ -51,7 +54,8 @@ def own_user() -> Iterator[int | None]:
         yield None
         return
     taken = {entry.pw_uid for entry in pwd.getpwall()}
-    for user in _USERS:
+    # Not always the same: what is left of a program that a killed evaluation ran must not count for another one's.
+    for user in random.sample(_USERS, len(_USERS)):
         if user in taken:
             continue
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
@@ -88,7 +92,7 @@ def _limited(program: Program, progress: int, count_processes: bool, files: bool
     compiled = f"{shlex.join(program.compile)} {progress}>&- || exit 1; " if program.compile else ""
     stages = f"printf s >&{progress}; {compiled}printf c >&{progress}; exec {progress}>&-"
     return [
-        shutil.which("prlimit") or "prlimit",
+        shutil.which("prlimit", path=SEARCH_PATH) or "prlimit",
         *words,
         "--",
         "/bin/bash",
@@ -264,23 +268,25 @@ class Plain:
         self.tree: ChildTree = ChildTree(self.process.pid)
 
     def end(self) -> None:
-        # Twice: what was started while the first round went on.
-        for _ in range(2):
-            for pid in {*self.tree.pids(), *self._of_user()}:
+        deadline = time.monotonic() + _DEATH_S
+        while (left := {*self.tree.pids(), *self._of_user()}) and time.monotonic() < deadline:
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+            time.sleep(0.01)
         self.process.wait()
         os.close(self.progress)
         self._folder.cleanup()
 
     def _of_user(self) -> list[int]:
+        """Of a user that nobody else is, what slipped away from the tree."""
         if self._user is None:
             return []
         found = []
         for path in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if path.name.isdecimal() and path.stat().st_uid == self._user:
+                if path.name.isdecimal() and path.stat().st_uid == self._user and runs(int(path.name)):
                     found.append(int(path.name))
         return found

@@ -26,7 +26,9 @@ _PYTHON_LINE = re.compile(
     r"(?:def|class|import|from|if|for|while|with|try|except|else|elif|finally|return|assert|print|async|raise|pass)\b|"
     r"[@#)\]}\"']|[\w.\[\]\"', ]+\s*(?:[-+*/]?=(?!=)|\()"
 )
-_BODY_LINE = re.compile(r"\s+\S|.*[;{}:)]\s*$|(?:return|if|for|while|local|let|const|var|import|auto|int|echo)\b")
+_BODY_LINE = re.compile(
+    r"\s+\S|.*[;{}:)]\s*$|[\w.\[\], ]+[-+*/]?=(?!=)|(?:return|if|for|while|local|let|const|var|import|auto|int|echo)\b"
+)
 
 
 @dataclass(frozen=True)

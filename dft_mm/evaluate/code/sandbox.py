@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
 from dft_mm.errors import InputError
-from dft_mm.evaluate.code.contained import Bubblewrap, Contained, Plain, own_user
+from dft_mm.evaluate.code.contained import SEARCH_PATH, Bubblewrap, Contained, Plain, own_user
 from dft_mm.evaluate.code.program import Program, Result
 
 T = TypeVar("T")
@@ -153,9 +153,11 @@ def _last_line(text: bytes) -> str:
 
 def broken(sandbox: Sandbox) -> str | None:
     """Why there is no sandbox here, with the way out; None when it works and hides what it should."""
-    for tool, package in (("bwrap", "bubblewrap"), ("prlimit", "util-linux"), ("bash", "bash")):
-        if shutil.which(tool) is None:
-            return f"{tool} is not installed; " + (INSTALL if tool == "bwrap" else f"install {package}")
+    if shutil.which("bwrap") is None:
+        return f"bwrap is not installed; {INSTALL}"
+    for tool, package in (("prlimit", "util-linux"), ("bash", "bash")):
+        if shutil.which(tool, path=SEARCH_PATH) is None:
+            return f"{tool} is not installed; apt-get install {package}"
     with tempfile.NamedTemporaryFile(prefix="dft_mm_") as file, socket.create_server(("127.0.0.1", 0)) as server:
         hidden = {
             "a file of the machine can be seen": f"test -e {file.name}",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_PARENT, _THREADS, _STARTED, _RSS = 1, 17, 19, 21  # fields of /proc/PID/stat behind the name in brackets
+_STATE, _PARENT, _THREADS, _STARTED, _RSS = 0, 1, 17, 19, 21  # fields of /proc/PID/stat behind the name in brackets
 
 
 class Tree(Protocol):
@@ -23,6 +23,12 @@ def _stat(folder: str) -> list[str] | None:
             return file.read().decode(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def runs(pid: int) -> bool:
+    """Whether it is there, and more than an entry that nobody has collected."""
+    fields = _stat(f"/proc/{pid}")
+    return fields is not None and fields[_STATE] != "Z"
 
 
 def _shared_once(folder: str, fields: list[str]) -> int:
@@ -114,4 +120,4 @@ class ChildTree:
 
     def pids(self) -> list[int]:
         self.threads()
-        return list(self._seen)
+        return [pid for pid in self._seen if runs(pid)]
