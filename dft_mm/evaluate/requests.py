@@ -59,8 +59,8 @@ class Backend(Protocol):
     settings: dict[str, Any]
     """What decides its answers beside model, prompts and sampling; part of the manifest."""
 
-    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """All requests in fixed batches, which are answered whole or not at all; raises InputError for one that
+    def plan(self, wanted: Sequence[Request]) -> list[list[Request]]:
+        """All of them in fixed batches, which are answered whole or not at all; raises InputError for one that
         cannot be answered."""
 
     def generate(

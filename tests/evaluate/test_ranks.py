@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from started import ended, started, until
 
+from dft_mm import dist
+from dft_mm.errors import InputError, Stopped
+from dft_mm.evaluate.ranks import Ranks
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import load_suite
 
@@ -82,6 +85,17 @@ def _lines(path):
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+def test_killed_at_several_points_the_end_is_the_same(suite, text_model, whole, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    for enough in (0, 3, 9):
+        with started(_command(suite, text_model, out), log) as child:
+            until(lambda enough=enough: (out / "manifest.json").is_file() and _lines(out / FILES[1]) >= enough, child)
+    with started(_command(suite, text_model, out), log) as child:
+        assert ended(child) == 0
+    assert "of 14 answers were there already" in log.read_text()
+    _same(out, whole)
+
+
 def test_two_ranks_killed_and_gone_on_with_by_one(suite, text_model, whole, tmp_path, pair):
     out = tmp_path / "out"
     ranks = pair(_command(suite, text_model, out))
@@ -89,6 +103,8 @@ def test_two_ranks_killed_and_gone_on_with_by_one(suite, text_model, whole, tmp_
     for rank in ranks:
         rank.kill()
         rank.join()
+    both = [(out / f"generations{part}.jsonl").read_bytes().splitlines() for part in ("", ".rank-1")]
+    assert not set(both[0]) & set(both[1])
     with started(_command(suite, text_model, out), tmp_path / "log") as child:
         assert ended(child) == 0
     assert "of 14 answers were there already" in (tmp_path / "log").read_text()
@@ -102,6 +118,29 @@ def test_an_error_on_one_rank_ends_both_with_its_message(suite, text_model, whol
     ranks = pair(_command(suite, text_model, out))
     assert [ended(rank) for rank in ranks] == [2, 2]
     assert "generations.rank-1.jsonl cannot be written (Is a directory)" in (tmp_path / "log-0").read_text()
+
+
+def test_the_reason_is_the_rank_that_failed_and_not_those_that_stopped_for_it(monkeypatch):
+    def outcome(own, *others):
+        def work():
+            if own is not None:
+                raise own
+            return "done"
+
+        ranks = Ranks()
+        monkeypatch.setattr(dist, "gather_objects", lambda mine: [mine, *others])
+        return ranks.together(work)
+
+    stopped, full = ("Stopped", "by a signal"), ("InputError", "the disk is full")
+    assert outcome(None, None, None) == "done"
+    with pytest.raises(InputError, match="the disk is full"):
+        outcome(Stopped("since another failed"), None, full)
+    with pytest.raises(InputError, match="mine"):
+        outcome(InputError("mine"), stopped, full)
+    with pytest.raises(Stopped, match="by a signal"):
+        outcome(None, stopped)
+    with pytest.raises(RuntimeError, match=r"rank 2: KeyError: 'x'"):
+        outcome(Stopped("since another failed"), stopped, ("KeyError", "'x'"))
 
 
 def test_a_signal_to_the_ranks_ends_all_with_3(suite, text_model, whole, tmp_path, pair):

@@ -35,8 +35,7 @@ class HuggingFace:
 
     def __init__(self, options: BackendOptions) -> None:
         self.options = options
-        # Under a launcher every rank has an accelerator of its own.
-        self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+        self.device = _device()
         dtype = options.dtype or "auto"
         if dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise InputError(f"--dtype {dtype}: there are auto, float32, bfloat16, float16")
@@ -53,11 +52,11 @@ class HuggingFace:
             "name": "hf", "dtype": dtype, "device": self.device.type, "batch_size": self.batch_size,
         }  # fmt: skip
 
-    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
+    def plan(self, wanted: Sequence[Request]) -> list[list[Request]]:
         """Longest prompts first: should memory be short, that shows at once."""
-        self.prompts.prepare(requests)
+        self.prompts.prepare(wanted)
         self.settings |= self.prompts.settings
-        ordered = sorted(requests, key=lambda request: -len(self.prompts.of(request).ids))
+        ordered = sorted(wanted, key=lambda request: -len(self.prompts.of(request).ids))
         size = self.batch_size
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -96,6 +95,8 @@ class HuggingFace:
         return [self._cut(*each) for each in zip(prompts, rows, (request.question.stop for request in batch))]
 
     def _load(self) -> PreTrainedModel:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # kernels that ask for no device take this one
         model = load_model(self.options.model, dtype=self.settings["dtype"]).to(self.device)
         # transformers fills what a generation config leaves open from the model's own: a temperature or a repetition
         # penalty in the folder would silently be part of every score.
@@ -137,6 +138,16 @@ class HuggingFace:
         before = before_stop(text, stops)
         reason = "length" if end is None and before is None else "stop"
         return Generation(prompt.text, text if before is None else before, reason, len(ids) if end is None else end + 1)
+
+
+def _device() -> torch.device:
+    """Under a launcher every rank has a GPU of its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if rank >= there:
+        raise InputError(f"rank {rank} of this machine has no GPU of its own: there are {there}; start as many ranks")
+    return torch.device("cuda", rank)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -52,6 +52,8 @@ class _Key(requests.auth.AuthBase):
 
 
 class Endpoint:
+    """One server."""
+
     def __init__(self, options: BackendOptions) -> None:
         self.url = _checked(options.url)
         self.model = options.served_model or options.model
@@ -64,18 +66,18 @@ class Endpoint:
         self._key = (os.environ.get(options.key_env or _KEY_ENV) or "").strip() or None
         self.settings: dict[str, Any] = {"name": "openai", "served_model": self.model}
 
-    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
+    def plan(self, wanted: Sequence[Request]) -> list[list[Request]]:
         """Every answer is a batch of its own. All pictures are read, so that a bad one is known before it costs."""
         pictures = hashlib.sha256()
         seen = set()
-        for request in requests:
+        for request in wanted:
             if (key := (request.benchmark, request.question.id)) not in seen:
                 seen.add(key)
                 load_pictures(request.question, request.where, pictures)
                 if request.question.completion:
                     completion_text(request.question, request.where)
         self.settings["pictures_sha256"] = pictures.hexdigest()
-        return [[request] for request in requests]
+        return [[request] for request in wanted]
 
     def generate(
         self, batches: Sequence[Sequence[Request]], halted: Callable[[], bool]

@@ -39,15 +39,15 @@ class Replay:
             raise InputError(f"{where}: benchmark {key[0]!r}, id {key[1]!r}, sample {key[2]} is there twice")
         self.answers[key] = row
 
-    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        missing = [request for request in requests if self._key(request) not in self.answers]
+    def plan(self, wanted: Sequence[Request]) -> list[list[Request]]:
+        missing = [request for request in wanted if self._key(request) not in self.answers]
         if missing:
             benchmark, question, sample = self._key(missing[0])
             raise InputError(
                 f"{self.path}: no answer for benchmark {benchmark!r}, id {question!r}, sample {sample} "
-                f"({len(missing)} of {len(requests)} are missing); add it, or ask less with `limit`"
+                f"({len(missing)} of {len(wanted)} are missing); add it, or ask less with `limit`"
             )
-        return [list(requests)]
+        return [list(wanted)]
 
     def generate(
         self, batches: Sequence[Sequence[Request]], halted: Callable[[], bool]

@@ -40,18 +40,18 @@ class Vllm:
             "batch_size": self.batch_size, "tensor_parallel": options.tensor_parallel or 1,
         }  # fmt: skip
 
-    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
+    def plan(self, wanted: Sequence[Request]) -> list[list[Request]]:
         """Longest prompts first, as in `hf`."""
-        self.prompts.prepare(requests)
+        self.prompts.prepare(wanted)
         self.settings |= self.prompts.settings
-        prompts = [self.prompts.of(request) for request in requests]
+        prompts = [self.prompts.of(request) for request in wanted]
         # Of all requests, whatever is left of them: the engine's shape may show in last digits.
         self.engine["max_model_len"] = max(len(prompt.ids) + self.prompts.room(prompt) for prompt in prompts)
         if self.prompts.images is not None:
             limits = {"min_pixels": self.prompts.images.min_pixels, "max_pixels": self.prompts.images.max_pixels}
             self.engine["mm_processor_kwargs"] = limits
-            self.engine["limit_mm_per_prompt"] = {"image": max(len(request.question.images) for request in requests)}
-        ordered = sorted(requests, key=lambda request: -len(self.prompts.of(request).ids))
+            self.engine["limit_mm_per_prompt"] = {"image": max(len(request.question.images) for request in wanted)}
+        ordered = sorted(wanted, key=lambda request: -len(self.prompts.of(request).ids))
         return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
 
     def generate(

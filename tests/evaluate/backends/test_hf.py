@@ -334,6 +334,18 @@ def test_a_changed_picture_is_another_evaluation(picture_model, pictures, tmp_pa
         evaluate(_suite("digits", folder, max_tokens=1), picture_model, tmp_path / "out")
 
 
+def test_every_rank_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert hf._device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert hf._device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="rank 2 .* there are 2"):
+        hf._device()
+
+
 def test_drawn_tokens_follow_the_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5])
     count, temperature = 20_000, 0.7
