@@ -228,7 +228,8 @@ def load(request: Mapping[str, Any], _: Any) -> list[dict[str, Any]]:
 
     def dump(row: Any) -> str | None:
         try:
-            dataset.dump_image(row)
+            for path in dataset.dump_image(row):
+                _opaque(path)
         except Exception as error:  # whatever base64 and Pillow raise for what is no picture
             return f"{type(error).__name__}: {error}"
         return None
@@ -244,6 +245,19 @@ def load(request: Mapping[str, Any], _: Any) -> list[dict[str, Any]]:
         texts = [str(part["value"]) for part in parts if part["type"] == "text"]
         asked.append({"images": images, "text": "\n".join(texts), "row": _plain(row.drop("image"))})
     return asked
+
+
+def _opaque(path: str) -> None:
+    """Its pictures lose their alpha, but those with a palette keep a transparent colour in the file. Its models do not
+    heed that; our loader would show white there."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        if "transparency" not in picture.info:
+            return
+        plain = picture.convert("RGB")
+    plain.info.pop("transparency", None)
+    plain.save(path)
 
 
 def _read(path: str) -> Any:

@@ -1,10 +1,13 @@
 """Questions and tables of VLMEvalKit: against VLMEvalKit on its own, and what is refused."""
 
+import base64
+import io
 import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from vlmevalkit_tables import (
     SAMPLES,
     TABLES,
@@ -20,6 +23,7 @@ from vlmevalkit_tables import (
 )
 
 from dft_mm.__main__ import main
+from dft_mm.data.images import load_image
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.choices import grade_choices, options_of
@@ -108,6 +112,22 @@ def test_pictures_of_another_table_are_never_shown(tmp_path):
     assert old != new
     assert first[0].images == second[0].images
     assert first[0].about != second[0].about  # a resumed run must see the difference
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_a_transparent_picture_is_shown_as_vlmevalkits_models_see_it(tmp_path, mode):
+    """Without its alpha channel, whatever colour lies below; Qwen2VLChat's loader is `convert("RGB")`."""
+    drawn = Image.linear_gradient("L").resize((40, 30)).convert(mode)
+    if "A" in mode:
+        drawn.putalpha(0)
+    file = io.BytesIO()
+    drawn.save(file, "PNG", **({} if "A" in mode else {"transparency": drawn.getpixel((20, 15))}))
+    rows = TABLES["mathvision"]()[:1]
+    rows[0]["image"] = base64.b64encode(file.getvalue()).decode()
+    [question] = ask("mathvision", write_table(tmp_path / "t.tsv", rows), tmp_path / "work")
+    shown = load_image(question.images[0], Path(question.image_root))
+    seen = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+    assert shown.tobytes() == seen.tobytes()
 
 
 def test_one_picture_may_serve_several_rows(tmp_path):
