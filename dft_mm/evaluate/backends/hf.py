@@ -172,25 +172,25 @@ class RowEnds(StoppingCriteria):
         self.tokenizer, self.start, self.most, self.stops = tokenizer, start, list(most), stops
         self.halted_now, self.halted = halted, False
         # A token stands for a byte of text at least; a few more, should the first ones be half a character.
-        self.tails = [max((len(stop.encode()) for stop in each), default=0) + 8 for each in stops]
+        self.tail = max((len(stop.encode()) for each in stops for stop in each), default=0) + 8
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """(B, T) → (B,): this row is done."""
         count = input_ids.shape[1] - self.start
         self.halted = self.halted or self.halted_now()
-        for row, stops in enumerate(self.stops):
-            if stops and count < self.most[row] and self._stops(input_ids[row, self.start :], self.tails[row], stops):
-                self.most[row] = count
+        if any(self.stops):
+            tails = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :].tolist()
+            for row, (tail, stops) in enumerate(zip(tails, self.stops)):
+                # A tail can read otherwise than the same tokens within the whole, so that has the last word.
+                found = count < self.most[row] and self._has(tail, stops)
+                if found and self._has(input_ids[row, self.start :].tolist(), stops):
+                    self.most[row] = count
         done = [self.halted or count >= most for most in self.most]
         return torch.tensor(done, device=input_ids.device)
 
-    def _stops(self, answer: Tensor, tail: int, stops: Sequence[str]) -> bool:
-        def has(ids: Tensor) -> bool:
-            text = decode(self.tokenizer, ids.tolist())
-            return any(stop in text for stop in stops)
-
-        # A tail can read otherwise than the same tokens within the whole, so that has the last word.
-        return has(answer[-tail:]) and has(answer)
+    def _has(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
+        text = decode(self.tokenizer, ids) if stops else ""
+        return any(stop in text for stop in stops)
 
 
 class SeededSampler(LogitsProcessor):
