@@ -18,8 +18,8 @@ _SIGNS = {
     "/": lambda left, right: left / right,
 }
 _BINDS = {"+": 1, "-": 1, "*": 2, "/": 2}
-# An integer as Python writes it, or one sign. [0-9], since \d would take the digits of every script.
-_TOKEN = re.compile(r"[ \t]*(?:(?P<number>0|[1-9][0-9]*)(?![0-9])|(?P<sign>[-+*/()]))")
+# [0-9], since \d would take the digits of every script. What is written as 08 is none of the given numbers' texts.
+_TOKEN = re.compile(r"[ \t]*(?:(?P<number>[0-9]+)|(?P<sign>[-+*/()]))")
 
 
 @cache

@@ -70,7 +70,7 @@ def test_states_differ_for_as_long_as_there_are_different_ones(monkeypatch):
     rows = make("general_points", n=10_000)
     assert len({json.dumps(row["state"]) for row in rows[:3000]}) == 3000
     assert len({tuple(row["cards"]) for row in rows}) == 10_000
-    monkeypatch.setattr("dft_mm.evaluate.games.play._PATIENCE", 500)
+    monkeypatch.setattr("dft_mm.evaluate.games.play._PATIENCE", 5)
     with pytest.raises(InputError, match="general_points, split in_distribution: no more different"):
         make("general_points", n=28_561)
 
