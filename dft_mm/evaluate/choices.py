@@ -12,6 +12,7 @@ _STATED = re.compile(  # `<Answer>: <<B>>` is what WeMath asks for
     r"(?i:\b(?:answer|option|choice)\b)[>*_\s]*(?i:\bis|\bare|(?:would|should|must) be|:|=)"
     r"[\s:<*_(\[$\"']*(?:\\[a-z]+\{)?(?i:(?:option|choice)\s+)?\(?([A-Z])(?![\w'’])\)?(?P<after>\s*[^\s.,;:)\]}>*_$\\\"']?)"
 )
+_APPROVED = re.compile(r"\b([A-Z])\b[)*.]{0,3}\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)\b")
 _LETTERS = re.compile(r"(?<![\w\\])[A-Z](?![\w'’])")
 _SEVERAL = re.compile(r"[A-Z](?:\s*(?:[,;&\n]|and)\s*[A-Z])+")
 _LABELLED = re.compile(r"\(?([A-Z])\)?\s*([.:)]|\s)\s*(.*)", re.DOTALL)
@@ -71,9 +72,10 @@ def read_choice(response: str, options: Mapping[str, str]) -> tuple[str, str | N
     """Letters that a response chooses (empty where it names none) and the text that says so (None: no answer)."""
     if _SET_OFF.search(response) and (answer := math_text.extract(response)) is not None:
         return _letters(answer, options), answer
-    for match in reversed(list(_STATED.finditer(response))):
-        # "the answer is A triangle" states no letter
-        if (match[1] != "A" or not match["after"].strip()) and (known := _known(match[1], options)):
+    # "the answer is A triangle" states no letter
+    stated = [match for match in _STATED.finditer(response) if match[1] != "A" or not match["after"].strip()]
+    for match in sorted([*stated, *_APPROVED.finditer(response)], key=lambda match: match.start(1), reverse=True):
+        if known := _known(match[1], options):
             return known, match[1]
     # A bare answer is a whole response, or the line below a reasoning.
     line = (response.strip().splitlines() or [""])[-1].strip().strip("*_ ")
@@ -96,7 +98,7 @@ def _letters(answer: str, options: Mapping[str, str]) -> str:
     same = [letter for letter, option in options.items() if _key(option) == _key(text)]
     if same:
         return same[0]
-    if _SEVERAL.fullmatch(text):
+    if len(text) <= _LONGEST_BARE and _SEVERAL.fullmatch(text):
         return _known("".join(_LETTERS.findall(text)), options)
     labelled = _LABELLED.fullmatch(text)
     if labelled and (labelled[2].strip() or labelled[1] != "A" or _key(labelled[3]) == _key(options.get("A", ""))):

@@ -438,7 +438,7 @@ def _known(kind: str, blank: Sequence[int]) -> dict[str, dict[str, Any]]:
     return {suffix: {str(place): row for place in blank} for suffix, row in cached.items()} if blank else {}
 
 
-_NOTHING = re.compile(r"\W*(?:null|none|nan|n/?a|no answer|unknown)?\W*", re.IGNORECASE)
+_NOTHING = frozenset({"", "null", "none", "nan", "na", "noanswer", "unknown"})
 _WORD = re.compile(r"\w+")
 
 
@@ -452,7 +452,7 @@ def _endpoint_grade(kind: str, answer: Answer, place: str, found: Mapping[str, A
     read = str(found["judged"][place][column]) if column else found["options"].get(place)
     if found["verdict"][place]:
         return Grade("correct", read)
-    if read is None or _NOTHING.fullmatch(read):
+    if read is None or re.sub(r"\W+", "", read).casefold() in _NOTHING:
         return Grade(nothing, None)
     if kind == "mathvision" and _out_of_the_blue(read, answer):
         return Grade("ungradable", None, f"judge: read {read[:100]!r} where no such word is")

@@ -15,6 +15,14 @@ Rows = Sequence[Mapping[str, Any]]
 MATHVERSE_VERSIONS = ("Vision Only", "Vision Intensive", "Vision Dominant", "Text Lite", "Text Dominant")
 WEMATH_ROWS = 1740
 _WEMATH_GROUPS = 525
+FOUR_DIMENSIONS = tuple(
+    f"{name} ({mode})"
+    for mode in ("Strict", "Loose")
+    for name in (
+        "Score", "InsufficientKnowledge", "InadequateGeneralization", "CompleteMastery", "RoteMemorization",
+    )
+)  # fmt: skip
+"""Columns of groups; VLMEvalKit makes none of them where one is 0 / 0."""
 _RESAMPLES = 10_000
 
 
@@ -49,11 +57,12 @@ def wemath(rows: Rows, right: np.ndarray, tables: Sequence[Rows], topics: Mappin
     """VLMEvalKit's columns under their own names. Percentages of groups and of step questions have a bootstrap over
     groups, since the questions of a group are not independent; topics, means over concepts of means, have none."""
     cells = [{name: _percent(cell) for name, cell in table[0].items()} for table in tables]
-    groups = _Groups(rows, right)
+    groups = Groups(rows, right)
     metrics = {}
-    for name in cells[0]:
-        values = [each.get(name) for each in cells]
-        if any(value is None for value in values):  # `Model`, topics without a question, 0 / 0
+    for name in dict.fromkeys([*FOUR_DIMENSIONS, *cells[0]]):
+        own = groups.values(name) if name in FOUR_DIMENSIONS else [None] * len(cells)
+        values = [each.get(name, counted) for each, counted in zip(cells, own)]
+        if any(value is None or np.isnan(value) for value in values):  # `Model`, topics without a question, 0 / 0
             continue
         uncertainty = groups.uncertainty(name) or {"se": None, "ci95": None, "n": topics.get(name, 0)}
         metrics[name] = {"value": float(np.mean(values)), **uncertainty}
@@ -61,16 +70,16 @@ def wemath(rows: Rows, right: np.ndarray, tables: Sequence[Rows], topics: Mappin
 
 
 def _percent(cell: Any) -> float | None:
-    """ "0.38% (2)" → 0.0038; None for what is no number."""
+    """`0.38% (2)` → 0.0038; `nan%` → not a number; None for no percentage."""
     text = str(cell).split("%")[0]
     try:
         value = float(text) / 100
     except ValueError:
         return None
-    return None if np.isnan(value) else value
+    return value
 
 
-class _Groups:
+class Groups:
     """What became of WeMath's groups: a compound question and the two or three steps that it is made of."""
 
     def __init__(self, rows: Rows, right: np.ndarray) -> None:
@@ -102,6 +111,14 @@ class _Groups:
             "whole_right": good, "whole": nothing if whole is None else ~nothing,
         }  # fmt: skip
         return {name: kind.astype(float) for name, kind in kinds.items()}
+
+    def values(self, column: str) -> np.ndarray:
+        """A column of groups or of step questions from these counts, (S,); not a number where it is 0 / 0."""
+        statistic = self._statistic(column)
+        if statistic is None or not len(self.two):
+            return np.full(self.right.shape[1], np.nan)
+        with np.errstate(invalid="ignore"):
+            return statistic({name: kind.sum(axis=0) for name, kind in self.kinds.items()})
 
     def uncertainty(self, column: str) -> dict[str, Any] | None:
         """Standard error, interval and number of groups or questions of a column; None for a topic."""

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from vlmevalkit_tables import (
@@ -32,6 +33,7 @@ from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.tasks.registry import TASKS
 from dft_mm.evaluate.vlmevalkit_child import Wrong, checked_table
+from dft_mm.evaluate.vlmevalkit_metrics import FOUR_DIMENSIONS, Groups
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
@@ -44,6 +46,18 @@ def test_real_tables_give_vlmevalkits_own_numbers(shared, tmp_path, tmp_path_fac
     assert [grade.status == "correct" for grade in scored.grades] == list(right.values())
     for metric in scored.metrics.values():
         assert metric["ci95"] is None or metric["ci95"][0] - 1e-4 <= metric["value"] <= metric["ci95"][1] + 1e-4
+
+
+def test_our_counts_of_wemaths_groups_are_vlmevalkits(shared, tmp_path, tmp_path_factory):
+    """What intervals, and tables that VLMEvalKit cannot make, are counted from."""
+    _, questions = sampled("wemath", shared, tmp_path_factory)
+    for step in (2, 3, 5):
+        texts = [q.gold if n % step else "F" for n, q in enumerate(questions)]
+        scored = grade("wemath", questions, texts, tmp_path / "work")
+        right = np.array([[grade.status == "correct"] for grade in scored.grades])
+        counted = Groups([question.about["row"] for question in questions], right)
+        for name in (*FOUR_DIMENSIONS, "One-step(S1)"):
+            assert counted.values(name)[0] == pytest.approx(scored.metrics[name]["value"], abs=0.51e-4), name
 
 
 def test_wemaths_exact_matching_is_its_own(shared, tmp_path, tmp_path_factory):
@@ -65,6 +79,16 @@ def test_several_samples_are_tabulated_one_by_one(tmp_path, tmp_path_factory):
     assert metrics["counting"]["value"] == 1.0
     assert metrics["logic"]["value"] == 0.5
     assert metrics["Overall"]["n"] == 4
+
+
+def test_samples_that_vlmevalkit_judges_are_kept_apart(tmp_path, tmp_path_factory):
+    questions = drawn("wemath", tmp_path_factory)
+    scored = grade("wemath", questions, [[q.gold, "-" if n else q.gold] for n, q in enumerate(questions)], tmp_path / "work",
+                   judge="exact")  # fmt: skip
+    assert scored.metrics["One-step(S1)"]["value"] == pytest.approx((1 + round(1 / 7, 4)) / 2)
+    assert scored.metrics["CompleteMastery (Strict)"]["value"] == pytest.approx(round(3 / 525, 4) / 2)
+    assert "RoteMemorization (Strict)" not in scored.metrics  # 0 / 0 in the second sample
+    assert Counter(grade.status for grade in scored.grades) == {"correct": 11, "no_answer": 9}
 
 
 # ------------------------------------------------------------------------------------------------------- questions
@@ -221,9 +245,12 @@ def grader():
         ("The answer is B", "correct"), ("The answer is (B) blue, since", "correct"), ("blue", "correct"),
         (r"\boxed{\text{blue}}", "correct"), ("The answer is blue.", "correct"), ("<answer>B</answer>", "correct"),
         ("Reasons.\n\nB", "correct"), ("<Answer>: <<B>>", "correct"), ("The correct option is B.", "correct"),
+        ("Therefore, option (B) is correct.", "correct"), ("So B is the right answer, not C.", "correct"),
         ("A", "wrong"), (r"\boxed{red}", "wrong"), ("The answer is A", "wrong"), (r"\boxed{12}", "wrong"),
         (r"\boxed{A} is tempting, but \boxed{B}", "correct"), ("The answer is B. No, the answer is C.", "wrong"),
-        ("", "no_answer"), ("A picture shows colours, and Bob sees them", "no_answer"),
+        ("The answer is b", "correct"), ("Option A is wrong. The answer is not C", "wrong"),
+        ("\\boxed{B" + "\n" * 100_000 + "x}", "correct"), ("", "no_answer"),
+        ("A picture shows colours, and Bob sees them", "no_answer"),
     ],
 )  # fmt: skip
 def test_choices_are_read_in_the_forms_that_models_write(grader, text, status):
@@ -278,8 +305,8 @@ def test_wemath_without_one_compound_question_right(tmp_path, tmp_path_factory):
     texts[-1] = "D"
     scored = grade("wemath", questions, texts, tmp_path / "work")
     values = {name: metric["value"] for name, metric in scored.metrics.items()}
-    assert values["Score (Strict)"] == pytest.approx(1 - 1.5 / 525, abs=1e-4)
-    assert values["InadequateGeneralization (Loose)"] == pytest.approx(3 / 525, abs=1e-4)
+    assert values["Score (Strict)"] == pytest.approx(1 - 1.5 / 525)
+    assert values["InadequateGeneralization (Loose)"] == pytest.approx(3 / 525)
     assert values["CompleteMastery (Strict)"] == 0
     assert values["One-step(S1)"] == 1
     assert not any(name.startswith("RoteMemorization") for name in values)
