@@ -33,6 +33,7 @@ from dft_mm.evaluate.benchmark import BenchmarkConfig, EndpointJudge
 from dft_mm.evaluate.choices import grade_choices, options_of
 from dft_mm.evaluate.grade_math import Grader
 from dft_mm.evaluate.task import NOT_SCORED, RIGHT, Answer, Grade, Question, Scored, Scoring
+from dft_mm.evaluate.vlmevalkit_child import writable
 
 JUDGE_DEADLINE_S = 60.0
 """Within this a judge answers a request, retries included; else it counts as failed."""
@@ -364,7 +365,7 @@ class _Scoring:
         folder.mkdir()
         rows = [
             {**answer.question.about["row"], "index": place, "question_id": answer.question.id}
-            | {"prediction": _writable(answer.text)}
+            | {"prediction": writable(answer.text)}
             for place, answer in enumerate(sample)
         ]
         seconds = 600 + (2000 if judge else 40) * len(rows)  # its comparisons may take 30 s each
@@ -408,11 +409,6 @@ def _golds(gold: str) -> list[str]:
     """MathVerse writes some answers as `Volume $=904.78 \\mathrm{~cm}^{3}$`: the value alone is as right."""
     named = _NAMED_VALUE.fullmatch(gold)
     return [f"${named[1]}$", gold] if named else [gold]
-
-
-def _writable(text: str) -> str:
-    """A text that a table of tab-separated values can hold."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _tables(kind: str, judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:

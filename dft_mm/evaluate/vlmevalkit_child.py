@@ -397,6 +397,11 @@ def score(request: Mapping[str, Any], tell: Callable[..., None]) -> dict[str, An
     return {"table": _table(table), "own_counts": own_counts, **_verdicts(kind, predictions, prefix, hits, judge)}
 
 
+def writable(text: str) -> str:
+    """A text that a table of tab-separated values can hold; VLMEvalKit goes on without the table where one cannot."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
 def _recording(post_check: Callable[..., Any], hits: dict[str, bool]) -> Callable[..., Any]:
     """VLMEvalKit's verdict on every row of a MathVision table, which it only counts."""
 

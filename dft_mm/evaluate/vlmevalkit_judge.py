@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from dft_mm.evaluate.vlmevalkit_child import writable
+
 _IN_A_ROW = 3
 _LONGEST = 1 << 20
 _LONGEST_WAIT_S = 4.0
@@ -141,7 +143,7 @@ class Judge:
             wait *= 2
 
     def _ask_once(self, payload: str, end: float) -> str:
-        """Body of an answer that has a text. Raises _RequestError."""
+        """Body of an answer with its text. Raises _RequestError."""
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -168,7 +170,7 @@ class Judge:
             content = None
         if not isinstance(content, str) or not content.strip():
             raise _RequestError(f"not an OpenAI-compatible answer: {text[:200]!r}", again=True)
-        return text
+        return json.dumps({"choices": [{"message": {"content": writable(content)}}]})
 
     def _without_key(self, text: str) -> str:
         """Servers repeat a key that they do not like, and what they say is written into files."""

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from vlmevalkit_tables import (
 from dft_mm.__main__ import main
 from dft_mm.data.images import load_image
 from dft_mm.errors import InputError
+from dft_mm.evaluate import vlmevalkit
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.choices import grade_choices, options_of
 from dft_mm.evaluate.grade_math import Grader
@@ -83,8 +85,8 @@ def test_several_samples_are_tabulated_one_by_one(tmp_path, tmp_path_factory):
 
 def test_samples_that_vlmevalkit_judges_are_kept_apart(tmp_path, tmp_path_factory):
     questions = drawn("wemath", tmp_path_factory)
-    scored = grade("wemath", questions, [[q.gold, "-" if n else q.gold] for n, q in enumerate(questions)], tmp_path / "work",
-                   judge="exact")  # fmt: skip
+    texts = [[q.gold, "-" if n else q.gold] for n, q in enumerate(questions)]
+    scored = grade("wemath", questions, texts, tmp_path / "work", judge="exact")
     assert scored.metrics["One-step(S1)"]["value"] == pytest.approx((1 + round(1 / 7, 4)) / 2)
     assert scored.metrics["CompleteMastery (Strict)"]["value"] == pytest.approx(round(3 / 525, 4) / 2)
     assert "RoteMemorization (Strict)" not in scored.metrics  # 0 / 0 in the second sample
@@ -136,6 +138,22 @@ def test_pictures_of_another_table_are_never_shown(tmp_path):
     assert old != new
     assert first[0].images == second[0].images
     assert first[0].about != second[0].about  # a resumed run must see the difference
+
+
+def test_questions_appear_whole_and_another_rank_may_be_faster(tmp_path, monkeypatch):
+    real = vlmevalkit._run
+
+    def overtaken(request, folder, **more):
+        asked = real(request, folder, **more)
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing under its name yet
+        finished = shutil.copytree(folder, folder.parent / "MathVision")
+        (finished / "questions.json").write_text(json.dumps(asked))
+        return asked
+
+    monkeypatch.setattr(vlmevalkit, "_run", overtaken)
+    path = write_table(tmp_path / "t.tsv", TABLES["mathvision"]())
+    questions = ask("mathvision", path, tmp_path / "work")
+    assert [child.name for child in Path(questions[0].image_root).parent.iterdir()] == ["MathVision"]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])

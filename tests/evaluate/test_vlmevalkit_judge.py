@@ -158,11 +158,20 @@ def test_a_row_that_the_judge_cannot_take_is_left_out_and_told(tmp_path, hurried
     texts = ["", *[f"It comes to \\boxed{{{6 if n < 8 else 7}}}, row {n}." for n in range(1, 12)]]
 
     def refuses_one(prompt):
+        if "row 8." in prompt:
+            return "\ud800\0"
         return (400, "too long") if "row 11." in prompt else "hi" if "row" not in prompt else reads_boxes(prompt)
 
     with judge(refuses_one) as url:
         scored = grade("mathvision", questions, texts, tmp_path / "work", judge={"url": url, "model": "j"})
-    assert [each.status for each in scored.grades] == ["no_answer", *["correct"] * 7, *["wrong"] * 3, "ungradable"]
+    assert [each.status for each in scored.grades] == [
+        "no_answer",
+        *["correct"] * 7,
+        "no_answer",
+        "wrong",
+        "wrong",
+        "ungradable",
+    ]
     assert "HTTP 400: too long" in scored.grades[-1].detail
     assert scored.metrics["Overall"]["value"] == pytest.approx(7 / 11)
     assert scored.metrics["Overall"]["n"] == 11
