@@ -114,7 +114,8 @@ LANGUAGES: dict[str, Language] = {
         "TypeScript", "program.ts", "program.js", {"ts", "typescript"},
         hello="declare var require: any;\nconst assert = require('node:assert');\nassert.deepEqual([1],[1]);\n",
         packages="nodejs node-typescript",
-        compile=("tsc", "--target", "es2022", "--module", "commonjs", "--pretty", "false", "program.ts"),
+        compile=("tsc", "--target", "es2022", "--module", "commonjs", "--pretty", "false", "--skipLibCheck",
+                 "program.ts"),
         limits=_MACHINE,
     ),
     "cs": Language(
