@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, drawn, grade, in_fractions, in_turn, sampled, write_table
 
+from dft_mm.__main__ import main
 from dft_mm.errors import InputError
 from dft_mm.evaluate import vlmevalkit
 
@@ -175,6 +176,39 @@ def test_a_row_that_the_judge_cannot_take_is_left_out_and_told(tmp_path, hurried
     assert "HTTP 400: too long" in scored.grades[-1].detail
     assert scored.metrics["Overall"]["value"] == pytest.approx(7 / 11)
     assert scored.metrics["Overall"]["n"] == 11
+
+
+def test_the_same_command_scores_anew(asked, tmp_path, hurried, capsys):
+    """Nothing of a judge that was down, or judged otherwise, is left for the next run."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    rows = [row | {"choices": "[]"} for row in TABLES["mathvision"]()]
+    lines = [
+        json.dumps({"benchmark": "mathvision", "id": question.id, "text": text})
+        for question, text in zip(asked, _texts(asked))
+    ]
+    (tmp_path / "answers.jsonl").write_text("\n".join(lines))
+    found = re.compile(r"we get (\S+) or so\? [^\n]*Extracted answer:$")
+    moods = {
+        "down": lambda prompt: (500, "down"), "strict": says_no,
+        "kind": lambda prompt: match[1] if (match := found.search(prompt)) else "hi",
+    }  # fmt: skip
+    now = ["down"]
+    with judge(lambda prompt: moods[now[0]](prompt)) as url:
+        table = str(write_table(tmp_path / "t.tsv", rows))
+        benchmark = {"task": "mathvision", "data": table, "judge": {"url": url, "model": "j"}}
+        (tmp_path / "s.yaml").write_text(json.dumps({"name": "s", "benchmarks": [benchmark]}))
+        names = {"--model": "model", "--out": "out", "--replay": "answers.jsonl"}
+        command = ["eval", str(tmp_path / "s.yaml")]
+        command += [word for option, name in names.items() for word in (option, str(tmp_path / name))]
+        assert main(command) == 2
+        assert "no verdict on 4 of 4" in capsys.readouterr().err
+        assert not (tmp_path / "out/results.json").exists()
+        for now[0], value in (("strict", 0.0), ("kind", 1.0)):
+            assert main(command) == 0
+            results = json.loads((tmp_path / "out/results.json").read_text())["benchmarks"]["mathvision"]
+            assert results["metrics"]["Overall"]["value"] == value
+            assert results["judge"] == "endpoint"
 
 
 def test_a_key_that_is_not_there_is_told_before_anything_is_generated(tmp_path, monkeypatch):
