@@ -1,11 +1,13 @@
 """The processes that share an evaluation: what one of them must tell the others, and how all end when one must."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -18,8 +20,8 @@ T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # A rank that is done with its share waits for the others for as long as their answers take.
 _PATIENCE = timedelta(days=7)
-_SAME_WISH_S = 1.0  # launchers pass a signal on a second time
-_LOOK_EVERY_S = 1.0
+_SAME_WISH_S = 5.0  # launchers pass a signal on a second time
+_LOOK_EVERY_S = 0.2
 _KINDS = {"InputError": InputError, "Stopped": Stopped}
 
 
@@ -31,7 +33,9 @@ class Ranks:
         self._asked: float | None = None
         self._others: torch_dist.Store | None = None
         self._looked = 0.0
+        self._started_by: list[tuple[int, int]] = []
         if self.size > 1:
+            self._started_by = _starters()
             store, _, _ = next(torch_dist.rendezvous("env://"))
             self._others = torch_dist.PrefixStore("evaluation", store)
             torch_dist.init_process_group(
@@ -48,7 +52,13 @@ class Ranks:
             error = caught
             if self._others is not None:
                 self._others.set("failed", "yes")
-        told = dist.gather_objects(None if error is None else (type(error).__name__, str(error)))
+        try:
+            told = dist.gather_objects(None if error is None else (type(error).__name__, str(error)))
+        except RuntimeError as lost:
+            raise error or RuntimeError(
+                "another rank is gone; what it said last stands above. What was answered is kept, and the same command "
+                "goes on"
+            ) from lost
         failed = [(rank, *each) for rank, each in enumerate(told) if each is not None]
         if not failed:
             return result
@@ -60,8 +70,8 @@ class Ranks:
 
     @contextmanager
     def halting(self) -> Iterator[Callable[[], bool]]:
-        """Yields what says whether to begin nothing more: a signal came, or another rank failed. A second signal ends
-        at once what is under way."""
+        """Yields what says whether to begin nothing more: a signal came, another rank failed, or the launcher is gone,
+        which may die of a signal without passing it on. A second signal ends at once what is under way."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             now = time.monotonic()
@@ -82,8 +92,31 @@ class Ranks:
             return True
         if self._others is not None and time.monotonic() - self._looked > _LOOK_EVERY_S:
             self._looked = time.monotonic()
-            return self._others.check(["failed"])
+            gone = any(_parent(child) != parent for child, parent in self._started_by)
+            return gone or self._others.check(["failed"])
         return False
+
+
+def _starters() -> list[tuple[int, int]]:
+    """This process with its parent, the launcher; and the launcher with its own, where that is the `deepspeed` command.
+    A process that loses its parent gets another one."""
+    own, launcher = os.getpid(), os.getppid()
+    chain = [(own, launcher)]
+    above = _parent(launcher)
+    commands = Path(f"/proc/{above}/cmdline")
+    if commands.is_file() and b"deepspeed" in commands.read_bytes():
+        chain.append((launcher, above))
+    return chain
+
+
+def _parent(process: int) -> int | None:
+    """None where it is gone, or where the system does not tell."""
+    if process == os.getpid():
+        return os.getppid()
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 @contextmanager

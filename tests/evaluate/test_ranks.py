@@ -1,11 +1,13 @@
 """Several processes that share an evaluation, under the real launcher and beside each other."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,9 +16,8 @@ from started import ended, started, until
 
 from dft_mm import dist
 from dft_mm.errors import InputError, Stopped
+from dft_mm.evaluate.lock import locked
 from dft_mm.evaluate.ranks import Ranks
-from dft_mm.evaluate.run import evaluate
-from dft_mm.evaluate.suite import load_suite
 
 FILES = ("manifest.json", "generations.jsonl", "scores.jsonl", "results.json", "results.md")
 
@@ -34,9 +35,10 @@ def suite(sums, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(suite, text_model, tmp_path_factory):
     """One process, uninterrupted: five batches."""
-    out = tmp_path_factory.mktemp("whole")
-    evaluate(load_suite(suite), text_model, out, batch_size=3)
-    return out
+    folder = tmp_path_factory.mktemp("whole")
+    with started(_command(suite, text_model, folder / "out"), folder / "log") as child:
+        assert ended(child) == 0
+    return folder / "out"
 
 
 def _command(suite, model, out):
@@ -49,18 +51,41 @@ def _same(out, whole):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def _free(folder):
+    """Nobody works there any more."""
+    with contextlib.suppress(InputError), locked(folder):
+        return True
+    return False
+
+
 def test_two_ranks_under_the_launcher_give_the_same_bytes(suite, text_model, whole, tmp_path, free_port):
-    words = [str(each) for each in _command(suite, text_model, tmp_path / "out")]
-    launcher = Path(sys.executable).with_name("deepspeed")
+    """Once they are stopped by a signal to the launcher, which dies of it and tells them nothing."""
+    out = tmp_path / "out"
+    words = [str(each) for each in _command(suite, text_model, out)]
+    deepspeed = Path(sys.executable).with_name("deepspeed")
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{launcher.parent}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(
-        [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "--module", "dft_mm", *words],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    _same(tmp_path / "out", whole)
-    assert done.stdout.count("# s:") == 1  # the table, of one rank
+    environment["PATH"] = f"{deepspeed.parent}{os.pathsep}{environment['PATH']}"
+
+    def launch():
+        command = [deepspeed, "--num_gpus", "2", "--master_port", str(free_port()), "--module", "dft_mm", *words]
+        return subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    with launch() as first:
+        end = time.monotonic() + 120
+        while _lines(out / "generations.jsonl") < 3:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        first.terminate()
+        assert "the same command goes on" in first.communicate(timeout=120)[0]  # read until the ranks are gone, too
+    assert _free(out)
+    with launch() as second:
+        said = second.communicate(timeout=240)[0]
+        assert second.returncode == 0, said
+    assert "of 14 answers were there already" in said
+    assert said.count("# s:") == 1  # the table, of one rank
+    _same(out, whole)
 
 
 @pytest.fixture

@@ -135,7 +135,10 @@ def test_another_evaluation_in_the_same_folder_is_refused(sums, model, tmp_path)
     benchmark = {"task": "gsm8k", "data": str(sums)}
     out = tmp_path / "out"
     first = evaluate(_suite(benchmark), model, out, replay=replay)
+    for name in ("generations.jsonl", "results.json"):  # as a killed process leaves them
+        (out / f".{name}.4711").write_text("half")
     assert evaluate(_suite(benchmark), model, out, replay=replay) == first
+    assert not list(out.glob(".*"))
 
     elsewhere = shutil.copytree(model, tmp_path / "moved")
     moved = evaluate(_suite(benchmark), elsewhere, out, replay=replay)
@@ -175,7 +178,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(sums, model, tmp_path):
 
 def test_backends_are_named_and_fit_their_options(sums, model, tmp_path):
     suite = _suite({"task": "gsm8k", "data": str(sums)})
-    with pytest.raises(InputError, match="there are .*hf, .*replay"):
+    with pytest.raises(InputError, match=r"there are .*hf, .*replay"):
         evaluate(suite, model, tmp_path / "out", backend="hff")
     with pytest.raises(InputError, match="--replay FILE"):
         evaluate(suite, model, tmp_path / "out", backend="replay")
