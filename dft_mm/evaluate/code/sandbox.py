@@ -16,16 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from dft_mm.errors import InputError
 from dft_mm.evaluate.code.contained import SEARCH_PATH, Bubblewrap, Contained, Plain, own_user
-from dft_mm.evaluate.code.program import Program, Result
+from dft_mm.evaluate.code.program import Limits, Program, Result
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 _LOOK_S = 0.03
+_SILENT_S = 0.003
 _UNSAFE = "or let programs run as plain child processes, with your files and your network: --unsafe-exec"
 INSTALL = "install bubblewrap (apt-get install bubblewrap; scripts/install_languages.sh does it)"
 
@@ -77,73 +78,98 @@ class Sandbox:
 
 
 def _follow(running: Contained, program: Program, begin: float, closing: threading.Event) -> Result:
-    """Read what it says and stop it at its limits."""
-    limits = program.limits
-    assert running.process.stdout is not None
-    assert running.process.stderr is not None
-    pipes = {running.process.stdout.fileno(): bytearray(), running.process.stderr.fileno(): bytearray()}
-    stages = bytearray()
-    stopped = None
-    ended = False
+    """Read what it says, stop it at its limits, and leave nothing of it."""
+    said = _Said(running)
     try:
-        with selectors.DefaultSelector() as selector:
-            for descriptor in (*pipes, running.progress):
-                os.set_blocking(descriptor, False)
-                selector.register(descriptor, selectors.EVENT_READ)
-            look = begin
-            while not ended and stopped is None:
-                ready = [key.fd for key, _ in selector.select(_LOOK_S)]
-                for descriptor in ready:
-                    if not _read(descriptor, pipes.get(descriptor, stages)):
-                        selector.unregister(descriptor)
-                now = time.monotonic()
-                if closing.is_set():
-                    raise Interrupted
-                ended = running.process.poll() is not None
-                if _size(pipes) > limits.output_bytes:
-                    stopped = "output"
-                elif not ended and now - begin > limits.wall_s:
-                    stopped = "time"
-                elif not ended and now >= look:
-                    look = now + _LOOK_S
-                    if running.tree.threads() > limits.processes:
-                        stopped = "processes"
-                    elif running.tree.memory_bytes(limits.memory_bytes) > limits.memory_bytes:
-                        stopped = "memory"
-                if not selector.get_map() and not ended:
-                    closing.wait(_LOOK_S / 10)  # it has closed its output and goes on
+        stopped = _until_its_end(running, said, program.limits, begin, closing)
         seconds = time.monotonic() - begin
+        said.read_the_rest(program.limits.output_bytes)
     finally:
-        leave = contextlib.ExitStack()
-        with leave:
-            leave.callback(running.end)
-            if ended:
-                # Its last words are in the pipes, and in the hands of nobody else once all is dead.
-                for descriptor, kept in (*pipes.items(), (running.progress, stages)):
-                    while _size(pipes) <= limits.output_bytes and _read(descriptor, kept):
-                        pass
-    if stopped is None and _size(pipes) > limits.output_bytes:
+        running.end()
+    if stopped is None and said.size() > program.limits.output_bytes:
         stopped = "output"
-    stdout, stderr = (bytes(each[: limits.output_bytes]) for each in pipes.values())
-    if b"s" not in stages and stopped is None:
+    stdout, stderr = (bytes(each[: program.limits.output_bytes]) for each in (said.stdout, said.stderr))
+    if b"s" not in said.progress:
         return Result(None, stdout, stderr, False, None, seconds, _last_line(stderr) or "it did not start")
     code = running.process.returncode
     status = None if stopped else (code if code >= 0 else 128 - code)
-    return Result(status, stdout, stderr, b"c" in stages, stopped, seconds)
+    return Result(status, stdout, stderr, b"c" in said.progress, stopped, seconds)
 
 
-def _size(pipes: dict[int, bytearray]) -> int:
-    return sum(map(len, pipes.values()))
+def _until_its_end(
+    running: Contained, said: "_Said", limits: Limits, begin: float, closing: threading.Event
+) -> Literal["time", "memory", "processes", "output"] | None:
+    """Which limit it went beyond; None when it ended by itself."""
+    look = begin
+    with said.waiting() as wait:
+        while True:
+            ended = running.process.poll() is not None
+            wait(0 if ended else _LOOK_S)
+            now = time.monotonic()
+            if closing.is_set():
+                raise Interrupted
+            if said.size() > limits.output_bytes:
+                return "output"
+            if ended:
+                return None
+            if now - begin > limits.wall_s:
+                return "time"
+            if now >= look:
+                look = now + _LOOK_S
+                if running.tree.threads() > limits.processes:
+                    return "processes"
+                if running.tree.memory_bytes(limits.memory_bytes) > limits.memory_bytes:
+                    return "memory"
 
 
-def _read(descriptor: int, kept: bytearray) -> bool:
-    """Whether there may be more."""
-    try:
-        chunk = os.read(descriptor, 1 << 16)
-    except BlockingIOError:
-        return False
-    kept += chunk
-    return bool(chunk)
+class _Said:
+    """What a program has written so far."""
+
+    def __init__(self, running: Contained) -> None:
+        assert running.process.stdout is not None
+        assert running.process.stderr is not None
+        self.stdout, self.stderr, self.progress = bytearray(), bytearray(), bytearray()
+        self._kept = {
+            running.process.stdout.fileno(): self.stdout,
+            running.process.stderr.fileno(): self.stderr,
+            running.progress: self.progress,
+        }
+        for descriptor in self._kept:
+            os.set_blocking(descriptor, False)
+
+    def size(self) -> int:
+        return len(self.stdout) + len(self.stderr)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[Callable[[float], None]]:
+        """A function that reads what comes within so many seconds, some of it at once."""
+        with selectors.DefaultSelector() as selector:
+            for descriptor in self._kept:
+                selector.register(descriptor, selectors.EVENT_READ)
+
+            def wait(seconds: float) -> None:
+                if not selector.get_map():  # it has closed all of them, and ends soon or goes on in silence
+                    time.sleep(min(seconds, _SILENT_S))
+                for key, _ in selector.select(seconds) if selector.get_map() else ():
+                    if self._read(key.fd) == b"":
+                        selector.unregister(key.fd)
+
+            yield wait
+
+    def read_the_rest(self, most: int) -> None:
+        """What is in the pipes."""
+        for descriptor in self._kept:
+            while self.size() <= most and self._read(descriptor):
+                pass
+
+    def _read(self, descriptor: int) -> bytes | None:
+        """None when there is nothing now, no bytes when there never will be."""
+        try:
+            chunk = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return None
+        self._kept[descriptor] += chunk
+        return chunk
 
 
 def _last_line(text: bytes) -> str:

@@ -20,8 +20,10 @@ HUMAN_EVAL = {
 }  # fmt: skip
 RIGHT = "    return 2 * x\n"
 
-PYTHON = {  # two statuses: which limit comes first depends on the machine
-    "fork bomb": (("failed", "timeout"), "    import os\n    while True:\n        try: os.fork()\n        except OSError: pass"),
+# Two statuses: which limit comes first depends on the machine.
+PYTHON = {
+    "fork bomb": (("failed", "timeout"),
+                  "    import os\n    while True:\n        try: os.fork()\n        except OSError: pass"),
     "threads": (("failed", "timeout"), "    import threading, time\n    while True:\n"
                           "        try: threading.Thread(target=time.sleep, args=(60,)).start()\n        except: pass"),
     "endless loop": ("timeout", "    while True: pass"),
@@ -81,7 +83,8 @@ CPP = {
     "exit before main": ("failed", f"struct A {{ A() {{ _exit(0); }} }} a;\n{TWICE}"),
     "fork bomb": ("failed", "long twice(long x) {\n    while (true) fork();\n}\n"),
     "abort": ("failed", "long twice(long x) {\n    abort();\n}\n"),
-    "output without UTF-8": ("failed", "long twice(long x) {\n    std::cout << \"\\xff\\0passed\" << std::endl; _exit(0);\n}\n"),
+    "output without UTF-8": ("failed",
+                             "long twice(long x) {\n    std::cout << \"\\xff\\0passed\" << std::endl; _exit(0);\n}\n"),
     "right after all": ("passed", "long twice(long x) {\n    return 2 * x;\n}\n"),
 }  # fmt: skip
 

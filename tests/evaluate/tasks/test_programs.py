@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,11 @@ PAST_THE_TESTS = {
     "java": ["    System.exit(0); return 0;\n"],
     "php": ["    exit(0);\n}\n"],
     "ts": ["    throw process.exit(0);\n}\ndeclare var process: any;\n",
-           "    (require('node:assert') as any).deepEqual = () => {}; return 0;\n}\n"],
+           "```\n(require('node:assert') as any).deepEqual = () => {};\nfunction twice(x: number) { return 0; }\n```"],
     "cs": ["    Environment.Exit(0); return 0;\n", "    Debug.Listeners.Clear(); Trace.Listeners.Clear(); return 0;\n"],
     "sh": ["```\ntrap 'exit 0' EXIT\ntwice() {\n    echo 1\n}\n```", "    kill -9 $$\n"],
-    "js": ["    process.exit(0);\n}\n", "    require('node:assert').deepEqual = () => {}; return 0;\n}\n"],
+    "js": ["    process.exit(0);\n}\n",
+           "```\nrequire('node:assert').deepEqual = () => {};\nfunction twice(x) { return 0; }\n```"],
 }  # fmt: skip
 NO_CODE_OF_ITS_LANGUAGE = {"sh": ("failed", "    if then {{ (\n"), "php": ("failed", "    return ((;\n}\n")}
 
@@ -90,6 +92,14 @@ def own(runs, tmp_path_factory):
     padded = {key: [text for _, text in _answers(key)] for key in keys}
     answers = {key: {"twice": texts + [""] * (most - len(texts))} for key, texts in padded.items()}
     return scores(benchmarks, answers, folder / "out")
+
+
+@pytest.mark.parametrize("key", list(LANGUAGES))
+def test_a_language_whose_tools_are_here_runs(runs, key):
+    tools = [words[0] for words in (LANGUAGES[key].compile, LANGUAGES[key].run) if words and words[0][0] != "."]
+    if not all(map(shutil.which, tools)):
+        pytest.skip(f"no {' or no '.join(tools)}")
+    assert runs[key] is None
 
 
 @pytest.mark.parametrize("key", list(LANGUAGES))
