@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dft_mm.dist import log
 from dft_mm.errors import InputError
+from dft_mm.evaluate.generations import writing
 
 NAME = ".lock"
 
@@ -20,7 +21,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises InputError when another process holds it. A folder that was made for this and is still empty goes again.
     """
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.closing(_Held(folder / NAME)):
             yield
@@ -35,7 +37,8 @@ class _Held:
         self.path = path
         self.descriptor = -1
         while self.descriptor < 0:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            with writing(path):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -161,3 +161,6 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "c"):
         raise ZeroDivisionError
     assert not (tmp_path / "c").exists()
+    (tmp_path / "d").touch()
+    with pytest.raises(InputError, match="d cannot be written"), locked(tmp_path / "d"):
+        pass
