@@ -144,10 +144,13 @@ def grade(kind, questions, texts, work, finish="stop", samples=1, **more):
 
 
 def in_turn(questions):
-    """Two right answers, then a wrong one, with texts that state them plainly."""
+    """Two right answers, then a wrong one, in texts that VLMEvalKit needs a judge to read."""
     right = {question.id: number % 3 != 1 for number, question in enumerate(questions)}
     said = {
         q.id: q.gold if right[q.id] else "987654" if not q.gold.isalpha() else "B" if q.gold == "A" else "A"
         for q in questions
     }
-    return right, {q.id: f"We think, and so the answer is \\boxed{{{said[q.id]}}}." for q in questions}
+    return right, {
+        q.id: f"It is \\boxed{{{said[q.id]}}} that we come to, as all of the above has shown beyond any doubt."
+        for q in questions
+    }

@@ -28,8 +28,8 @@ def reads_boxes(prompt):
 
 
 def says_no(prompt):
-    """One that never finds the right answer."""
-    return "0" if "Judgement:" in prompt else "Z"
+    """One that does not look at the answer. WeMath gets an option, or VLMEvalKit would draw one, or divide by zero."""
+    return "0" if "Judgement:" in prompt else "A" if "Options:" in prompt else "Z"
 
 
 @contextmanager
@@ -100,6 +100,7 @@ def test_verdicts_and_tables_are_vlmevalkits_own(shared, tmp_path, tmp_path_fact
         assert {headers["Authorization"] for _, headers, _ in seen} == {f"Bearer {KEY}"}
         assert {request["model"] for _, _, request in seen} == {"gpt-4o-mini"}  # not another by a similar name
         ours = {prompt for prompt, _, _ in seen}
+        assert len(ours) > len(questions) / 2
         seen.clear()
         result = direct(tmp_path / "direct", kind, tsv, texts, judge={"url": url})
         assert ours == {prompt for prompt, _, _ in seen}
@@ -123,7 +124,7 @@ FAILING = {
 def test_a_judge_that_fails_is_no_score(asked, tmp_path, monkeypatch, hurried, kind):
     monkeypatch.setenv("MY_KEY", KEY)
     how, words = FAILING[kind]
-    seen = []
+    seen, started = [], time.monotonic()
     with judge(**how, seen=seen) as url, pytest.raises(InputError) as error:
         grade(
             "mathvision", asked, _texts(asked), tmp_path / "work", judge={"url": url, "model": "j", "key_env": "MY_KEY"}
@@ -134,6 +135,7 @@ def test_a_judge_that_fails_is_no_score(asked, tmp_path, monkeypatch, hurried, k
     assert "judge: rule" in said
     assert KEY not in said
     assert len(seen) <= 12
+    assert time.monotonic() - started < 15
 
 
 def test_nobody_at_the_url(asked, tmp_path, hurried):
@@ -163,7 +165,8 @@ def test_a_row_that_the_judge_cannot_take_is_left_out_and_told(tmp_path, hurried
             return "\ud800\0"
         return (400, "too long") if "row 11." in prompt else "hi" if "row" not in prompt else reads_boxes(prompt)
 
-    with judge(refuses_one) as url:
+    seen = []
+    with judge(refuses_one, seen=seen) as url:
         scored = grade("mathvision", questions, texts, tmp_path / "work", judge={"url": url, "model": "j"})
     assert [each.status for each in scored.grades] == [
         "no_answer",
@@ -173,6 +176,7 @@ def test_a_row_that_the_judge_cannot_take_is_left_out_and_told(tmp_path, hurried
         "wrong",
         "ungradable",
     ]
+    assert all("row" in prompt or prompt == "hello" for prompt, _, _ in seen)  # nothing is asked about no answer
     assert "HTTP 400: too long" in scored.grades[-1].detail
     assert scored.metrics["Overall"]["value"] == pytest.approx(7 / 11)
     assert scored.metrics["Overall"]["n"] == 11
