@@ -28,6 +28,8 @@ def judge_all(items: Sequence[tuple[str, Mapping[str, Any], bool]], sandbox: San
 def judge(text: str, about: Mapping[str, Any], completion: bool, sandbox: Sandbox) -> Grade:
     """Grade an answer; `about` is what `tasks/programs.py` keeps of a row."""
     language = LANGUAGES[about["language"]]
+    if tests := about["tests"].strip():
+        text = text.partition(tests)[0]  # an answer may repeat them
     code = code_of(text, language, about["entry_point"], about["prompt"], completion, about["stop"])
     if code is None:
         return Grade("no_code", None)

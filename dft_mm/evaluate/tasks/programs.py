@@ -53,7 +53,7 @@ def _texts(row: Mapping[str, Any], *names: str) -> list[str]:
 def _human_eval(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question:
     prompt, name, solution, tests = _texts(row, "prompt", "entry_point", "canonical_solution", "test")
     job = {"entry_point": name, "tests": tests, "call_check": True}
-    return _question(bench, prompt, solution, _about("py", prompt, name, _STOP, job))
+    return _question(bench, prompt, solution, _about("py", prompt, name, tests, _STOP, job))
 
 
 def _human_eval_plus(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question:
@@ -67,7 +67,7 @@ def _human_eval_plus(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question
     for kind in ("base_input", "plus_input"):
         if not isinstance(job[kind], list) or not all(isinstance(each, list) for each in job[kind]):
             raise ValueError(f"its `{kind}` must be a list of lists of arguments")
-    return _question(bench, prompt, solution, _about("py", prompt, name, _STOP, job))
+    return _question(bench, prompt, solution, _about("py", prompt, name, str(row.get("test") or ""), _STOP, job))
 
 
 def _multipl_e(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question:
@@ -81,12 +81,14 @@ def _multipl_e(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question:
         raise ValueError(f"its `prompt` has no {CLASS!r}")
     name = _function_name(key, prompt)
     job = {"entry_point": name, "tests": tests, "call_check": False} if key == "py" else {}
-    about = _about(key, prompt, name, row["stop_tokens"], job)
-    return _question(bench, prompt, "", {**about, "tests": tests})
+    return _question(bench, prompt, "", _about(key, prompt, name, tests, row["stop_tokens"], job))
 
 
-def _about(key: str, prompt: str, name: str, stop: Sequence[str], job: Mapping[str, Any]) -> dict[str, Any]:
-    return {"language": key, "prompt": prompt, "entry_point": name, "stop": list(stop), "job": dict(job)}
+def _about(key: str, prompt: str, name: str, tests: str, stop: Sequence[str], job: Mapping[str, Any]) -> dict[str, Any]:
+    """What `judge` reads; `job` is for `python_runner`."""
+    return {
+        "language": key, "prompt": prompt, "entry_point": name, "tests": tests, "stop": list(stop), "job": dict(job),
+    }  # fmt: skip
 
 
 def _function_name(key: str, prompt: str) -> str:

@@ -11,5 +11,6 @@ def sandbox():
     opened = open_sandbox()
     reason = broken(opened)
     if reason is not None:
+        assert "does not hide enough" not in reason, reason
         pytest.skip(f"no sandbox: {reason}")
     return opened

@@ -77,6 +77,7 @@ def _answers(key):
         ("passed", whole(key, right(key))),
         ("failed", right(key).replace("2 *", "3 *")),
         *(("failed", text) for text in PAST_THE_TESTS[key]),
+        *([("passed", ROWS[key][0] + right(key) + ROWS[key][1])] if key in ("js", "sh") else []),  # all repeated
         (status, nonsense) if key != "js" else ("failed", nonsense),
         ("no_code", "I am sorry."),
     ]
