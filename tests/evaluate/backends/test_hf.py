@@ -241,7 +241,7 @@ def test_stop_texts_end_their_own_row_and_disturb_no_other(text_model, sums, tmp
 def test_a_row_ends_with_the_token_that_completes_its_stop_text(text_model):
     tokenizer = AutoTokenizer.from_pretrained(text_model)
     answer = tokenizer("What is 12 + 7? é ü What", add_special_tokens=False)["input_ids"]
-    for stop in ("is 1", "?", "é", "ü W"):
+    for stop in ("is 1", "?", "é", "ü W", "is 12 + 7? é ü"):
         ends = hf.RowEnds(tokenizer, 3, [99, 99], [[stop], []], lambda: False)
         done = [ends(torch.tensor([[0] * 3 + answer[:n]] * 2), None).tolist() for n in range(1, len(answer) + 1)]
         first = next(n for n in range(1, len(answer) + 1) if stop in tokenizer.decode(answer[:n]))
