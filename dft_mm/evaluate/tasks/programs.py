@@ -19,9 +19,10 @@ _STOP = (
     '\n"""', "\n'''",
 )  # fmt: skip
 """What ends a Python function that a base model goes on writing behind."""
-_ROOT_NOTE = (
-    "HumanEval/32 (find_zero) passes with any root, to the row's tolerance; evalplus' own check of it is broken."
-)
+_ROOT = "HumanEval/32"
+_ROOT_NOTE = f"{_ROOT} (find_zero) passes with any root; evalplus' own check of it fails every answer."
+_ROOT_CHECK = ("_poly(*candidate(*inp), inp) <= 0.0001", "is_root(*inp, candidate(*inp), 0.0001)")
+"""What evalplus published, which unpacks a number, and what `python_runner` has in its place."""
 
 
 def _style(key: str) -> Prompt:
@@ -58,7 +59,8 @@ def _human_eval(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question:
 
 def _human_eval_plus(bench: BenchmarkConfig, row: Mapping[str, Any]) -> Question:
     if "base_input" not in row:  # as the hub has it: base and plus inputs, and what they give, stand in the test
-        return _human_eval(bench, row)
+        (tests,) = _texts(row, "test")
+        return _human_eval(bench, {**row, "test": tests.replace(*_ROOT_CHECK)})
     prompt, name, solution = _texts(row, "prompt", "entry_point", "canonical_solution")
     job = {
         "entry_point": name, "reference": prompt + solution, "atol": float(row["atol"]),
@@ -107,7 +109,6 @@ def _task(
     published: Callable[[BenchmarkConfig], Published],
     id_key: str,
     splits: Sequence[str] = (),
-    notes: Sequence[str] = (),
 ) -> Task:
     def load(bench: BenchmarkConfig, _: Path) -> list[Question]:
         where = published(bench) if bench.data is None else None
@@ -120,8 +121,9 @@ def _task(
             for grade in judge_all(items, sandbox):
                 grades.append(grade)
                 scoring.advance(1)
-        unsafe = ("programs ran without a sandbox.",) if sandbox.unsafe else ()
-        return Scored(grades, notes=(*notes, *unsafe))
+        roots = any(each.question.id == _ROOT and scoring.bench.task == "humaneval_plus" for each in answers)
+        notes = {_ROOT_NOTE: roots, "programs ran without a sandbox.": sandbox.unsafe}
+        return Scored(grades, notes=tuple(note for note, holds in notes.items() if holds))
 
     return Task(load, score, splits=tuple(splits), ready=_ready)
 
@@ -141,8 +143,6 @@ def _multipl_e_published(bench: BenchmarkConfig) -> Published:
 
 PROGRAMS = {
     "humaneval": _task(_human_eval, lambda _: Published("openai/openai_humaneval"), "task_id"),
-    "humaneval_plus": _task(
-        _human_eval_plus, lambda _: Published("evalplus/humanevalplus"), "task_id", notes=(_ROOT_NOTE,)
-    ),
+    "humaneval_plus": _task(_human_eval_plus, lambda _: Published("evalplus/humanevalplus"), "task_id"),
     "multipl_e": _task(_multipl_e, _multipl_e_published, "name", tuple(LANGUAGES)),
 }

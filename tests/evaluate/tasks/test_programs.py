@@ -9,6 +9,7 @@ import pytest
 from asked import load_questions
 from solutions import ADD, LENGTH, ROWS, body, right, row, scores, whole
 
+from dft_mm.__main__ import main
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.code import toolchain
@@ -217,6 +218,24 @@ class TestPlus:
         grades = [_score("humaneval_plus", file, lambda _, n=n: f"    return {n}")["Own/1"] for n in (2, 3.00001, 4)]
         assert [grade.status for grade in grades] == ["passed", "passed", "failed"]
 
+    def test_the_hubs_check_of_a_root_is_put_right(self, sandbox_works, tmp_path):
+        test = (
+            "def _poly(xs, x): return sum(c * x**i for i, c in enumerate(xs))\n"
+            "def check(candidate):\n"
+            "    for i, inp in enumerate([[[6, -5, 1]]]): assert _poly(*candidate(*inp), inp) <= 0.0001\n"
+        )
+        hub = {key: HUMAN_EVAL[key] for key in ("canonical_solution",)} | {
+            "task_id": "HumanEval/32", "prompt": 'def find_zero(xs):\n    """A root."""\n', "entry_point": "find_zero",
+            "test": test,
+        }  # fmt: skip
+        file = _write(tmp_path / "r.jsonl", hub)
+        texts = [f"    return {value}" for value in ("2.0", "3", "2.5", "float('inf')", "'2'")]
+        found = [_score("humaneval_plus", file, lambda _, text=text: text)["HumanEval/32"].status for text in texts]
+        assert found == ["passed", "passed", "failed", "failed", "failed"]
+        _, summary = scores([{"task": "humaneval_plus", "data": file}], {"humaneval_plus": {"HumanEval/32": texts[:1]}},
+                            tmp_path / "out")  # fmt: skip
+        assert "passes with any root" in summary["benchmarks"]["humaneval_plus"]["notes"][0]
+
     def test_a_canonical_solution_that_fails_is_no_fault_of_the_answer(self, sandbox_works, tmp_path):
         file = _write(tmp_path / "r.jsonl", PLUS | {"canonical_solution": "    return x / 0\n"})
         grade = _score("humaneval_plus", file, lambda _: "    return x / 2")["Own/1"]
@@ -295,6 +314,21 @@ def test_a_language_that_cannot_run_is_refused_before_anything_is_generated(sand
     with pytest.raises(InputError, match=r"programs in JavaScript cannot run here .*apt-get install nodejs.*doctor"):
         scores(benchmarks, {"multipl_e": {"twice": [right("js")]}}, tmp_path / "out")
     assert not (tmp_path / "out" / "generations.jsonl").exists()
+
+
+def test_the_command_line_refuses_without_a_sandbox_and_takes_unsafe_exec(tmp_path, monkeypatch, capsys):
+    suite = {"name": "s", "benchmarks": [{"task": "humaneval", "data": _write(tmp_path / "r.jsonl", HUMAN_EVAL)}]}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    (tmp_path / "config.json").write_text("{}")
+    _write(tmp_path / "a.jsonl", {"benchmark": "humaneval", "id": "Own/0", "sample": 0, "text": "    return 2 * x"})
+    words = ["eval", "suite.yaml", "--model", ".", "--out", "out", "--replay", "a.jsonl"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(words) == 2
+    assert "bwrap is not installed" in capsys.readouterr().err
+    assert main([*words, "--unsafe-exec"]) == 0
+    assert "| humaneval | avg@1 | 100.0 |" in (text := (tmp_path / "out" / "results.md").read_text())
+    assert "programs ran without a sandbox" in text
 
 
 def _bench(repo):
