@@ -342,7 +342,7 @@ def test_every_rank_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert hf._device() == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="rank 2 .* there are 2"):
+    with pytest.raises(InputError, match=r"rank 2 .* there are 2"):
         hf._device()
 
 
