@@ -92,12 +92,12 @@ CPP = {
 @pytest.fixture
 def smaller(monkeypatch):
     """The same limits, smaller, so that the test is quick."""
-    for key, wall_s in (("py", 6), ("cpp", 12)):
+    for key, wall_s in (("py", 5), ("cpp", 12)):
         limits = Limits(wall_s=wall_s, memory_bytes=400 * MIB, disk_bytes=64 * MIB)
         monkeypatch.setitem(
             languages.LANGUAGES, key, languages.Language(**{**vars(languages.LANGUAGES[key]), "limits": limits})
         )
-    monkeypatch.setattr(running, "CALL_S", 3.0)
+    monkeypatch.setattr(running, "CALL_S", 2.0)
 
 
 def _of_the_machine(mark):
