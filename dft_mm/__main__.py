@@ -210,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--merge", action="store_true", help="add a LoRA adapter to its base model")
     verb = add(
         "eval", evaluate, "score a model folder on a suite, or go on where that stopped",
-        "dft-mm eval eval/suites/text_math.yaml --model runs/NAME/export --out runs/NAME/eval/text_math",
+        "dft-mm eval math --model runs/NAME/export --out runs/NAME/eval/math",
     )  # fmt: skip
     verb.add_argument("suite", help="suite file, or its name in eval/suites")
     verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the suite's")

@@ -51,7 +51,7 @@ class Answer:
 @dataclass(frozen=True)
 class Grade:
     """What an answer came to. `truncated`: no answer, and the response was cut at the token limit. `ungradable`: the
-    gold answer or the judge is at fault. `timeout`: grading or running it took too much time or memory."""
+    gold answer or the judge is at fault. `timeout`: comparing it took too much time or memory, running it too much time."""
 
     status: Status
     extracted: str | None
