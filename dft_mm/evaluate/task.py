@@ -51,7 +51,7 @@ class Answer:
 @dataclass(frozen=True)
 class Grade:
     """What an answer came to. `truncated`: no answer, and the response was cut at the token limit. `ungradable`: the
-    gold answer or the judge is at fault. `timeout`: comparing it took too much time or memory, running it too much time."""
+    gold answer or the judge is at fault. `timeout`: comparing it took too much time or memory, or running it too long."""
 
     status: Status
     extracted: str | None

@@ -8,7 +8,7 @@ from dft_mm.evaluate.task import Grade, Scored
 from dft_mm.evaluate.tasks.registry import TASKS
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def quick_grading():
     def score(answers, scoring):
         right = [answer.question.gold in answer.text for answer in answers]
