@@ -51,7 +51,8 @@ class Answer:
 @dataclass(frozen=True)
 class Grade:
     """What an answer came to. `truncated`: no answer, and the response was cut at the token limit. `ungradable`: the
-    gold answer or the judge is at fault. `timeout`: comparing it took too much time or memory, or running it too long."""
+    gold answer or the judge is at fault. `timeout`: comparing it took too much time or memory, or
+    running it too much time."""
 
     status: Status
     extracted: str | None

@@ -25,7 +25,7 @@ FILES = ("manifest.json", "generations.jsonl", "scores.jsonl", "results.json", "
 @pytest.fixture(scope="module")
 def suite(sums, tmp_path_factory):
     path = tmp_path_factory.mktemp("suite") / "suite.yaml"
-    sampling = {"temperature": 0.8, "samples": 2, "max_tokens": 100}
+    sampling = {"temperature": 0.8, "samples": 4, "max_tokens": 150}
     path.write_text(
         json.dumps({"name": "s", "sampling": sampling, "benchmarks": [{"task": "gsm8k", "data": str(sums)}]})
     )
@@ -34,7 +34,7 @@ def suite(sums, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(suite, text_model, tmp_path_factory):
-    """One process, uninterrupted: five batches."""
+    """One process, uninterrupted: ten batches."""
     folder = tmp_path_factory.mktemp("whole")
     with started(_command(suite, text_model, folder / "out"), folder / "log") as child:
         assert ended(child) == 0
@@ -83,7 +83,7 @@ def test_two_ranks_under_the_launcher_give_the_same_bytes(suite, text_model, who
     with launch() as second:
         said = second.communicate(timeout=240)[0]
         assert second.returncode == 0, said
-    assert "of 14 answers were there already" in said
+    assert "of 28 answers were there already" in said
     assert said.count("# s:") == 1  # the table, of one rank
     _same(out, whole)
 
@@ -117,7 +117,7 @@ def test_killed_at_several_points_the_end_is_the_same(suite, text_model, whole, 
             until(lambda enough=enough: (out / "manifest.json").is_file() and _lines(out / FILES[1]) >= enough, child)
     with started(_command(suite, text_model, out), log) as child:
         assert ended(child) == 0
-    assert "of 14 answers were there already" in log.read_text()
+    assert "of 28 answers were there already" in log.read_text()
     _same(out, whole)
 
 
@@ -132,7 +132,7 @@ def test_two_ranks_killed_and_gone_on_with_by_one(suite, text_model, whole, tmp_
     assert not set(both[0]) & set(both[1])
     with started(_command(suite, text_model, out), tmp_path / "log") as child:
         assert ended(child) == 0
-    assert "of 14 answers were there already" in (tmp_path / "log").read_text()
+    assert "of 28 answers were there already" in (tmp_path / "log").read_text()
     _same(out, whole)
 
 
