@@ -25,7 +25,7 @@ FILES = ("manifest.json", "generations.jsonl", "scores.jsonl", "results.json", "
 @pytest.fixture(scope="module")
 def suite(sums, tmp_path_factory):
     path = tmp_path_factory.mktemp("suite") / "suite.yaml"
-    sampling = {"temperature": 0.8, "samples": 4, "max_tokens": 150}
+    sampling = {"temperature": 0.8, "samples": 4, "max_tokens": 70}
     path.write_text(
         json.dumps({"name": "s", "sampling": sampling, "benchmarks": [{"task": "gsm8k", "data": str(sums)}]})
     )
