@@ -73,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     setup_logging()
     suite = load_suite(arguments.suite, arguments.overrides)
     if arguments.write_config:
-        from dft_mm.evaluate.vlmevalkit_config import write_config
+        from dft_mm.evaluate.vlmevalkit.config import write_config
 
         print(write_config(suite, str(arguments.model), arguments.write_config), end="")
         return

@@ -91,7 +91,7 @@ def direct(folder, kind, tsv, predictions, **more):
     """What VLMEvalKit gives by itself."""
     folder.mkdir()
     asked = {"kind": kind, "tsv": str(tsv), "predictions": predictions, "result": str(folder / "r.json"), **more}
-    script = Path(__file__).parent / "evaluate/vlmevalkit_direct.py"
+    script = Path(__file__).parent / "evaluate/vlmevalkit/direct.py"
     command = [sys.executable, str(script)]
     subprocess.run(command, input=json.dumps(asked).encode(), cwd=folder, check=True, capture_output=True)
     return json.loads((folder / "r.json").read_text())

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from dft_mm.evaluate import math_text
-from dft_mm.evaluate.math_worker import MathWorker, Verdict
+from dft_mm.evaluate.mathematics import text as math_text
+from dft_mm.evaluate.mathematics.worker import MathWorker, Verdict
 from dft_mm.evaluate.task import Grade, Status
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Grader:
         return self._each(one, list(zip(items, tolerances or [0.0] * len(items), strict=True)))
 
     def official_all(self, items: Sequence[tuple[str, str]], keep_units: bool = False) -> Iterator[bool]:
-        """Verdicts of Qwen2.5-Math's own rules on (response, gold); see `math_official`."""
+        """Verdicts of Qwen2.5-Math's own rules on (response, gold); see `mathematics.official`."""
         return self._each(lambda worker, item: worker.official(*item, keep_units), items)
 
     def _each(self, work: Callable[[MathWorker, T], U], items: Sequence[T]) -> Iterator[U]:

@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from string import ascii_uppercase
 
-from dft_mm.evaluate.choices import grade_choices
 from dft_mm.evaluate.grade_math import Grader
+from dft_mm.evaluate.mathematics.choices import grade_choices
 from dft_mm.evaluate.task import RIGHT
 
 DECISIONS = Path(__file__).with_name("adjudicated.json")

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from dft_mm.evaluate.grade_math import Grader, grade
-from dft_mm.evaluate.math_text import extract
-from dft_mm.evaluate.math_worker import MathWorker
+from dft_mm.evaluate.mathematics.text import extract
+from dft_mm.evaluate.mathematics.worker import MathWorker
 
 EQUAL = [
     (r"\frac{3}{4}", "0.75"),

@@ -10,8 +10,8 @@ from typing import Any
 
 from dft_mm.evaluate.benchmark import BenchmarkConfig, Prompt
 from dft_mm.evaluate.grade_math import Grader
-from dft_mm.evaluate.math_text import extract
-from dft_mm.evaluate.math_worker import official_missing
+from dft_mm.evaluate.mathematics.text import extract
+from dft_mm.evaluate.mathematics.worker import official_missing
 from dft_mm.evaluate.task import Answer, Grade, Question, Scored, Scoring, Task
 from dft_mm.evaluate.tasks.rows import Published, load_rows, put
 

@@ -2,19 +2,21 @@
 
 from functools import partial
 
-from dft_mm.evaluate import vlmevalkit
 from dft_mm.evaluate.task import Task
+from dft_mm.evaluate.vlmevalkit.questions import load
+from dft_mm.evaluate.vlmevalkit.scoring import score
+from dft_mm.evaluate.vlmevalkit.splits import SPLITS
 
 _VERSIONS = ("ms-vlmeval", "pandas", "math-verify", "latex2sympy2-extended", "sympy", "pillow")
 
 VISUAL_MATHEMATICS = {
     kind: Task(
-        partial(vlmevalkit.load, kind),
-        partial(vlmevalkit.score, kind),
+        partial(load, kind),
+        partial(score, kind),
         judges=("rule", "exact", "endpoint") if kind == "wemath" else ("rule", "endpoint"),
-        splits=tuple(vlmevalkit.SPLITS[kind]),
+        splits=tuple(SPLITS[kind]),
         takes=frozenset(),  # prompts are VLMEvalKit's own
         versions=_VERSIONS,
     )
-    for kind in vlmevalkit.SPLITS
+    for kind in SPLITS
 }

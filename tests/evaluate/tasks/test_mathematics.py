@@ -8,10 +8,10 @@ import pytest
 from asked import load_questions
 
 from dft_mm.errors import InputError
-from dft_mm.evaluate import math_worker
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.grade_math import Grader
-from dft_mm.evaluate.math_text import clean, number, squash
+from dft_mm.evaluate.mathematics import worker as math_worker
+from dft_mm.evaluate.mathematics.text import clean, number, squash
 from dft_mm.evaluate.results import sample_metrics
 from dft_mm.evaluate.task import Answer, Scoring
 from dft_mm.evaluate.tasks.mathematics import MATH_SYSTEM

@@ -27,7 +27,7 @@ def test_an_evaluation_that_is_killed_gives_the_same_files(shared, picture_model
 
     runs = [run("whole", None), *(run("killed", lines) for lines in (2, 5, 8)), run("killed", None)]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("vlmevalkit_killed.py"))],
+        [sys.executable, str(Path(__file__).with_name("killed.py"))],
         input=json.dumps({"runs": runs}).encode(), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()[-3000:]

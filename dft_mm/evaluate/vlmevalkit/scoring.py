@@ -1,197 +1,49 @@
-"""MathVision, MathVerse and WeMath with VLMEvalKit's own prompts, pictures and tables.
+"""MathVision, MathVerse and WeMath in VLMEvalKit's own tables.
 
-Answers are generated here like any others. VLMEvalKit builds the prompts before, and judges and tabulates after, each
-in a child process with a bare environment (`vlmevalkit_child`). The default judge is our own grader, whose verdicts are
-put where VLMEvalKit keeps those of an earlier run.
+VLMEvalKit judges and tabulates in a child process. The default judge is our own grader, whose verdicts are put where
+VLMEvalKit keeps those of an earlier run.
 """
 
 import ast
-import hashlib
-import importlib.util
 import json
-import os
 import re
 import shutil
-import signal
 import string
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dft_mm.config import read_text
-from dft_mm.dist import log
 from dft_mm.errors import InputError
-from dft_mm.evaluate import vlmevalkit_metrics as metrics
-from dft_mm.evaluate.benchmark import BenchmarkConfig, EndpointJudge
-from dft_mm.evaluate.choices import grade_choices, options_of
+from dft_mm.evaluate.benchmark import EndpointJudge
 from dft_mm.evaluate.grade_math import Grader
-from dft_mm.evaluate.task import NOT_SCORED, RIGHT, Answer, Grade, Question, Scored, Scoring
-from dft_mm.evaluate.vlmevalkit_child import writable
+from dft_mm.evaluate.mathematics.choices import grade_choices, options_of
+from dft_mm.evaluate.task import NOT_SCORED, RIGHT, Answer, Grade, Scored, Scoring
+from dft_mm.evaluate.vlmevalkit import metrics
+from dft_mm.evaluate.vlmevalkit.kit import writable
+from dft_mm.evaluate.vlmevalkit.process import JudgeDown, judge_key, run
 
 JUDGE_DEADLINE_S = 60.0
 """Within this a judge answers a request, retries included; else it counts as failed."""
 JUDGE_THREADS = 8
 _MOST_FAILED = 0.1
 """Share of rows without a judge's verdict above which there is no score."""
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dft_mm.evaluate.vlmevalkit_child import main; main()"
-)
-_PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LMUData")
-_PASSED_TO_NETWORK = (
-    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
-    "REQUESTS_CA_BUNDLE",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Split:
-    dataset: str
-    """VLMEvalKit's name, which decides the prompt; `cot` at its end asks for a chain of thought."""
-    version: str | None = None
-    """Of MathVerse's five versions of each question, the one that is asked."""
-    published: str | None = None
-    """Name of its official table, where it is another's."""
-
-    @property
-    def table(self) -> str:
-        return self.published or self.dataset
-
-
-def _mathverse() -> dict[str, Split]:
-    splits = {"testmini": Split("MathVerse_MINI"), "cot": Split("MathVerse_MINI_cot", published="MathVerse_MINI")}
-    for version in metrics.MATHVERSE_VERSIONS:
-        name = f"MathVerse_MINI_{version.replace(' ', '_')}"
-        splits[version.replace(" ", "_").lower()] = Split(name, version)
-        splits[version.replace(" ", "_").lower() + "_cot"] = Split(f"{name}_cot", version, published=name)
-    return splits
-
-
-SPLITS: dict[str, dict[str, Split]] = {
-    "mathvision": {"test": Split("MathVision"), "mini": Split("MathVision_MINI")},
-    "mathverse": _mathverse(),
-    "wemath": {"testmini": Split("WeMath"), "cot": Split("WeMath_COT")},
-}
-"""By task; the first one is the default."""
-
-CLASSES = {"mathvision": "MathVision", "mathverse": "MathVerse", "wemath": "WeMath"}
-"""VLMEvalKit's classes."""
-
-
-def load(kind: str, bench: BenchmarkConfig, work: Path) -> list[Question]:
-    """The questions of a TSV, or of the official one. Pictures and prompts are kept in `work`, below the TSV's hash.
-
-    Pictures are VLMEvalKit's own files: it drops the alpha channel where our loader puts a picture on white, and scores
-    are to compare with others made by it.
-    """
-    _require()
-    _key(bench)
-    split = split_of(bench)
-    path = _data(kind, bench, split)
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"benchmark {bench.key}: {path} cannot be read: {error}") from error
-    # As much as decides the content: another table, prompt or limit has a folder of its own.
-    folder = work / digest[:16] / "-".join([split.dataset, *([f"first{bench.limit}"] if bench.limit else [])])
-    if not (folder / "questions.json").is_file():
-        _write_questions(kind, bench, split, path, folder)
-    asked = json.loads(read_text(folder / "questions.json", "questions"))
-    return [_question(row, split, digest, folder) for row in asked]
-
-
-def split_of(bench: BenchmarkConfig) -> Split:
-    """The split that a benchmark's entry asks for."""
-    splits = SPLITS[bench.task]
-    return splits[bench.split or next(iter(splits))]
-
-
-def _require() -> None:
-    if importlib.util.find_spec("vlmeval") is None:
-        raise InputError(
-            "mathvision, mathverse and wemath need VLMEvalKit:\n"
-            "  pip install 'dft_mm[eval]'\n"
-            "  pip install --no-deps ms-vlmeval==0.0.20"
-        )
-
-
-def _data(kind: str, bench: BenchmarkConfig, split: Split) -> Path:
-    if bench.data is not None:
-        path = Path(bench.data)
-        return path / f"{split.table}.tsv" if path.is_dir() else path
-    request = {"verb": "locate", "kind": kind, "dataset": split.table}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            found = _run(request, Path(folder), limit_s=24 * 3600, network=True, own_data=False)
-        except _Refused as error:
-            raise InputError(
-                f"benchmark {bench.key}: VLMEvalKit cannot have {split.table}.tsv ({error}); give it: `data: FILE.tsv`"
-            ) from error
-    return Path(found["path"])
-
-
-def _write_questions(kind: str, bench: BenchmarkConfig, split: Split, path: Path, folder: Path) -> None:
-    """Make a folder of pictures and questions.json; it takes its place when it is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    log.info("%s: VLMEvalKit writes the pictures of %s into %s", bench.key, path, folder)
-    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    making.chmod(0o755)
-    try:
-        request = {
-            "verb": "load", "kind": kind, "dataset": split.dataset, "path": str(path.absolute()),
-            "version": split.version, "limit": bench.limit,
-        }  # fmt: skip
-        asked = _run(request, making, limit_s=24 * 3600)
-        (making / "questions.json").write_text(json.dumps(asked), encoding="utf-8")
-        try:
-            making.rename(folder)
-        except OSError:
-            if not (folder / "questions.json").is_file():  # else another rank was faster, with the same
-                raise
-    except _Refused as error:
-        raise InputError(f"benchmark {bench.key}: {path}: {error}") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-
-
-def _question(asked: Mapping[str, Any], split: Split, digest: str, folder: Path) -> Question:
-    row = asked["row"]
-    content = [{"type": "image"}] * len(asked["images"]) + [{"type": "text", "text": asked["text"]}]
-    return Question(
-        id=str(row["index"]),
-        messages=[{"role": "user", "content": content}],
-        gold=str(row["answer"]),
-        images=tuple(asked["images"]),
-        image_root=str(folder),
-        about={"tsv_sha256": digest, "dataset": split.dataset, "row": row},
-    )
-
-
-# --------------------------------------------------------------------------------------------------------- scoring
 
 
 def score(kind: str, answers: Sequence[Answer], scoring: Scoring) -> Scored:
     """Judge all answers, then let VLMEvalKit tabulate each sample alone; a metric is the mean over samples."""
     if not answers:
         return Scored([], {})
-    run = _Scoring(kind, answers, scoring)
+    benchmark = _Scoring(kind, answers, scoring)
     judge = scoring.bench.judge
     if isinstance(judge, EndpointJudge):
-        grades = run.by_endpoint(judge)
+        grades = benchmark.by_endpoint(judge)
     elif judge == "exact":
-        grades = run.by_exact_matching()
+        grades = benchmark.by_exact_matching()
     else:
-        grades = run.by_rule()
-    return run.tabulate(grades)
+        grades = benchmark.by_rule()
+    return benchmark.tabulate(grades)
 
 
 class _Scoring:
@@ -373,13 +225,13 @@ class _Scoring:
             "verb": "score", "kind": self.kind, "dataset": sample[0].question.about["dataset"], "rows": rows,
             "judged": _tables(self.kind, judged), "known": _known(self.kind, blank), "limit_s": seconds,
             "judge": None if judge is None else {
-                "url": judge.url, "model": judge.model, "key": _key(self.scoring.bench),
+                "url": judge.url, "model": judge.model, "key": judge_key(self.scoring.bench),
                 "deadline_s": JUDGE_DEADLINE_S, "threads": JUDGE_THREADS,
             },
         }  # fmt: skip
         try:
-            return _run(request, folder, seconds, network=judge is not None, advance=self.scoring.advance)
-        except _JudgeDown as down:
+            return run(request, folder, seconds, network=judge is not None, advance=self.scoring.advance)
+        except JudgeDown as down:
             if judge is None:
                 raise
             done = len(self.found) * len(sample) + len(blank) + down.judged
@@ -460,85 +312,3 @@ def _out_of_the_blue(read: str, answer: Answer) -> bool:
     words = {word.casefold() for word in _WORD.findall(read)}
     there = {word.casefold() for word in _WORD.findall(f"{answer.text} {json.dumps(answer.question.about['row'])}")}
     return any(word.isalpha() and len(word) > 1 for word in words) and not words & there
-
-
-def _key(bench: BenchmarkConfig) -> str | None:
-    """The judge's key. Raises InputError where its variable is not set."""
-    judge = bench.judge
-    if not isinstance(judge, EndpointJudge) or judge.key_env is None:
-        return None
-    if not os.environ.get(judge.key_env):
-        raise InputError(
-            f"benchmark {bench.key}: judge.key_env is {judge.key_env}, and no such environment variable is set; set "
-            "it, or leave key_env out for a server without keys"
-        )
-    return os.environ[judge.key_env]
-
-
-# ----------------------------------------------------------------------------------------------------------- child
-
-
-class _Refused(Exception):
-    """The child found the user's file at fault."""
-
-
-class _JudgeDown(Exception):
-    def __init__(self, reason: str, judged: int) -> None:
-        super().__init__(reason)
-        self.judged = judged
-
-
-def _run(
-    request: dict[str, Any],
-    folder: Path,
-    limit_s: int,
-    network: bool = False,
-    own_data: bool = True,
-    advance: Callable[[int], None] = lambda count: None,
-) -> Any:
-    """One request to a child of its own, which works in `folder`."""
-    environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    if network:
-        environment |= {name: os.environ[name] for name in _PASSED_TO_NETWORK if name in os.environ}
-    environment |= {"PRED_FORMAT": "tsv", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    if own_data:  # its folder of data sets, which it otherwise makes in the user's home
-        environment["LMUData"] = str(folder.absolute())
-    paths = [str(Path(path).absolute()) for path in sys.path]
-    said = folder / "child.log"
-    with said.open("wb") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(paths)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=errors, cwd=folder, env=environment, start_new_session=True,
-        )  # fmt: skip
-        timer = threading.Timer(limit_s, _kill, [child])
-        timer.daemon = True
-        timer.start()
-        last: dict[str, Any] = {}
-        try:
-            with child:
-                child.stdin.write(json.dumps(request).encode())
-                child.stdin.close()
-                for line in child.stdout:
-                    last = json.loads(line)
-                    advance(last.get("advance", 0))
-        except BrokenPipeError:  # it ended before it read everything; its last words say why
-            last = {}
-        finally:
-            timer.cancel()
-            _kill(child)
-    if "wrong" in last:
-        raise _Refused(last["wrong"])
-    if "judge" in last:
-        raise _JudgeDown(last["judge"]["reason"], last["judge"]["judged"])
-    if "result" not in last:
-        words = said.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
-        raise RuntimeError(f"VLMEvalKit ended without a result (exit {child.returncode}; {said}):\n{words}")
-    return last["result"]
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """The child and what it started."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -14,7 +14,7 @@ from latex2sympy2_extended import latex2sympy
 from sympy.parsing.latex import _parse_latex_antlr, parse_latex
 from sympy.parsing.sympy_parser import parse_expr
 
-from dft_mm.evaluate.math_official import numerically_close
+from dft_mm.evaluate.mathematics.official import numerically_close
 
 _FUNCTIONS = frozenset(
     (

@@ -12,7 +12,7 @@ from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, drawn, grade, in_fra
 
 from dft_mm.__main__ import main
 from dft_mm.errors import InputError
-from dft_mm.evaluate import vlmevalkit
+from dft_mm.evaluate.vlmevalkit import process, scoring
 
 KEY = "sk-very-secret-0123456789"
 
@@ -72,7 +72,7 @@ def judge(answer, status=200, wait=0.0, seen=None):
 
 @pytest.fixture
 def hurried(monkeypatch):
-    monkeypatch.setattr(vlmevalkit, "JUDGE_DEADLINE_S", 2.0)
+    monkeypatch.setattr(scoring, "JUDGE_DEADLINE_S", 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -249,13 +249,13 @@ def test_the_child_knows_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     given = {}
-    real = vlmevalkit.subprocess.Popen
+    real = process.subprocess.Popen
 
     def popen(*arguments, **more):
         given.update(more["env"])
         return real(*arguments, **more)
 
-    monkeypatch.setattr(vlmevalkit.subprocess, "Popen", popen)
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
     ask("wemath", write_table(tmp_path / "t.tsv", TABLES["wemath"]()), tmp_path / "work")
     assert given["PRED_FORMAT"] == "tsv"
     assert KEY not in given.values()

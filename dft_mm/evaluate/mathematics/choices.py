@@ -3,8 +3,8 @@ r"""Multiple choice: which option does a response choose? A letter, `B. text`, t
 import re
 from collections.abc import Mapping, Sequence
 
-from dft_mm.evaluate import math_text
 from dft_mm.evaluate.grade_math import Grader
+from dft_mm.evaluate.mathematics import text as math_text
 from dft_mm.evaluate.task import Grade
 
 _SET_OFF = re.compile(r"\\(?:boxed|fbox)\b|<answer>", re.IGNORECASE)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from dft_mm.evaluate.vlmevalkit_child import writable
+from dft_mm.evaluate.vlmevalkit.kit import writable
 
 _IN_A_ROW = 3
 _LONGEST = 1 << 20

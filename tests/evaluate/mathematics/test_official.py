@@ -3,8 +3,8 @@
 import pytest
 
 from dft_mm.evaluate.grade_math import Grader
-from dft_mm.evaluate.math_official import extract, strip
-from dft_mm.evaluate.math_symbolic import is_formula, same
+from dft_mm.evaluate.mathematics.official import extract, strip
+from dft_mm.evaluate.mathematics.symbolic import is_formula, same
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,15 @@ from vlmevalkit_tables import (
 from dft_mm.__main__ import main
 from dft_mm.data.images import load_image
 from dft_mm.errors import InputError
-from dft_mm.evaluate import vlmevalkit
 from dft_mm.evaluate.benchmark import BenchmarkConfig
-from dft_mm.evaluate.choices import grade_choices, options_of
 from dft_mm.evaluate.grade_math import Grader
+from dft_mm.evaluate.mathematics.choices import grade_choices, options_of
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.tasks.registry import TASKS
-from dft_mm.evaluate.vlmevalkit_child import Wrong, checked_table
-from dft_mm.evaluate.vlmevalkit_metrics import FOUR_DIMENSIONS, Groups
+from dft_mm.evaluate.vlmevalkit import questions as asking
+from dft_mm.evaluate.vlmevalkit.asking import Wrong, checked_table
+from dft_mm.evaluate.vlmevalkit.metrics import FOUR_DIMENSIONS, Groups
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
@@ -141,7 +141,7 @@ def test_pictures_of_another_table_are_never_shown(tmp_path):
 
 
 def test_questions_appear_whole_and_another_rank_may_be_faster(tmp_path, monkeypatch):
-    real = vlmevalkit._run
+    real = asking.run
 
     def overtaken(request, folder, **more):
         asked = real(request, folder, **more)
@@ -150,7 +150,7 @@ def test_questions_appear_whole_and_another_rank_may_be_faster(tmp_path, monkeyp
         (finished / "questions.json").write_text(json.dumps(asked))
         return asked
 
-    monkeypatch.setattr(vlmevalkit, "_run", overtaken)
+    monkeypatch.setattr(asking, "run", overtaken)
     path = write_table(tmp_path / "t.tsv", TABLES["mathvision"]())
     questions = ask("mathvision", path, tmp_path / "work")
     assert [child.name for child in Path(questions[0].image_root).parent.iterdir()] == ["MathVision"]

@@ -25,7 +25,7 @@ _OFFICIAL_S = 3.0
 _OFFICIAL_NEEDS = {"word2number": "1.1"}
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from dft_mm.evaluate.math_worker import serve; serve(float(sys.argv[2]))"
+    "from dft_mm.evaluate.mathematics.worker import serve; serve(float(sys.argv[2]))"
 )
 
 
@@ -72,7 +72,7 @@ class MathWorker:
         return "timeout" if verdict is None else verdict
 
     def official(self, response: str, gold: str, keep_units: bool) -> bool:
-        """Whether Qwen2.5-Math's rules call a response right (`math_official`); they call what takes over 3 s wrong."""
+        """Whether Qwen2.5-Math's rules call a response right (`official`); they call what takes over 3 s wrong."""
         return self._ask(["official", response, gold, keep_units], _OFFICIAL_S, None) is True
 
     def _ask(self, request: list[Any], limit_s: float, wait_s: float | None) -> Any:
@@ -165,9 +165,9 @@ def serve(limit_s: float) -> None:
         kind, *request = json.loads(line)
         verdict: Verdict | bool
         if kind == "official":
-            from dft_mm.evaluate import math_official, math_symbolic  # what grading can do without
+            from dft_mm.evaluate.mathematics import official, symbolic  # what grading can do without
 
-            verdict = math_official.verdict(*request, math_symbolic.same)
+            verdict = official.verdict(*request, symbolic.same)
         else:
             gold_text, answer_text = request
             gold = parse_gold(gold_text)

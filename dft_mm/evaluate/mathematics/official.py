@@ -3,7 +3,7 @@ r"""The rules by which the DFT paper's numbers were graded, as a second column: 
 They are kept as they are, faults included (the last number of a text without a box is its answer; `3` equals `300\%`
 and `0.03`; one part in ten thousand is equal; intervals lose their brackets), so that numbers compare with published
 ones. Source: github.com/QwenLM/Qwen2.5-Math, evaluation/parser.py and grader.py (MIT), written anew here. Runs in the
-worker of `math_worker`; `Symbolic` answers whether two formulas are the same by computer algebra.
+child of `worker`; `Symbolic` answers whether two formulas are the same by computer algebra.
 """
 
 import math
