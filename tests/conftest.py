@@ -1,11 +1,20 @@
 """Fixtures that all tests share."""
 
+import logging
 import socket
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_new():
+    """Each test finds the package's logger as new: a verb that ran in this process has set it up for its own output."""
+    logger = logging.getLogger("dft_mm")
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Any chat template is honoured as it is, or refused."""
 
-import logging
 import random
 from datetime import datetime
 
@@ -131,7 +130,6 @@ def test_a_template_that_cannot_do_without_todays_date_is_refused(small):
 
 
 def test_a_conversation_asked_otherwise_than_it_is_written_is_said(small, tokenizers, caplog):
-    logging.getLogger("dft_mm").propagate = True
     ask = "{% if add_generation_prompt %}<|im_start|>HEAD\n{% endif %}"
     for template, tokenizer, warned in (
         (CHATML + ask.replace("HEAD", "assistant"), small, False),

@@ -103,7 +103,6 @@ PLAIN = "Be brief.\n\nUser: one\n\nAssistant: two </s>User: \n3\n\nAssistant: fo
 def test_a_base_model_gets_a_default_that_is_said_and_exported(
     base, special, names, written, learned, caplog, tmp_path
 ):
-    logging.getLogger("dft_mm").propagate = True
     caplog.set_level(logging.INFO, "dft_mm")
     folder = base(small_tokenizer(special, **names))
     processing = load_processing(folder)
@@ -131,7 +130,6 @@ def test_no_default_for_a_model_of_pictures(base):
 
 def test_the_template_is_that_of_the_file_that_transformers_takes(base, caplog):
     """And when another file holds another one, somebody may have edited the wrong one: it is said."""
-    logging.getLogger("dft_mm").propagate = True
     caplog.set_level(logging.INFO, "dft_mm")
     folder = base(small_tokenizer([], eos_token="</s>"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
