@@ -79,7 +79,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return
     if arguments.out is None:
         raise InputError("eval needs --out DIR, the folder of the results")
-    _make_folder(arguments.out)
     results = evaluate(
         suite, arguments.model, arguments.out, arguments.backend, arguments.replay, arguments.dtype,
         arguments.batch_size, tensor_parallel=arguments.tensor_parallel, url=arguments.url,
@@ -212,9 +211,12 @@ def parser() -> argparse.ArgumentParser:
         "eval", evaluate, "score a model folder on a suite, or go on where that stopped",
         "dft-mm eval math --model runs/NAME/export --out runs/NAME/eval/math",
     )  # fmt: skip
-    verb.add_argument("suite", help="suite file, or its name in eval/suites")
+    names = "math, math_greedy, code, multimodal, games, games_pictures, smoke"
+    verb.add_argument("suite", help=f"suite file, or a name: {names}")
     verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the suite's")
-    verb.add_argument("--model", required=True, help="Hugging Face folder; with --url also just a name")
+    verb.add_argument(
+        "--model", required=True, help="Hugging Face folder, or builtin:tiny-vl; with --url or --replay just a name"
+    )
     verb.add_argument("--out", type=Path, help="folder of the results")
     verb.add_argument(
         "--write-config", type=Path, metavar="FILE.json",
@@ -283,7 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not speaks or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the libraries; ours are plain lines there
     try:
-        return arguments.call(arguments) or EXIT_DONE
+        code = arguments.call(arguments) or EXIT_DONE
+        sys.stdout.flush()
+        return code
     except InputError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -294,6 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if speaks:
             print(f"dft-mm: {stop}", file=sys.stderr)
         return EXIT_STOPPED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
     except Exception:
         traceback.print_exc()
         return EXIT_BUG

@@ -282,19 +282,30 @@ def _apply(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted or override.startswith("-"):
         raise InputError(f"{override!r}: overrides look like section.key=value, for example optim.lr=1e-5")
-    *parents, leaf = dotted.split(".")
-    here = values
-    for parent in parents:
-        if here.get(parent) is None:
-            here[parent] = {}
-        here = here[parent]
-        if not isinstance(here, dict):
-            raise InputError(f"{override!r}: {parent!r} is a value, not a section, so it has no key {leaf!r}")
-    here[leaf] = read_yaml(text, override)
+    _set(values, dotted.split("."), read_yaml(text, override), override)
+
+
+def _set(here: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    key, *rest = keys
+    if not rest:
+        here[key] = value
+        return
+    if here.get(key) is None:
+        here[key] = {}
+    below = here[key]
+    if isinstance(below, list) and below and all(isinstance(entry, dict) for entry in below):
+        # Of a list of sections, the ones of this name, or all of them.
+        named = [entry for entry in below if rest[0] == (entry.get("name") or entry.get("task"))]
+        for entry in named or below:
+            _set(entry, rest[1:] if named and len(rest) > 1 else rest, value, override)
+    elif isinstance(below, dict):
+        _set(below, rest, value, override)
+    else:
+        raise InputError(f"{override!r}: {key!r} is a value, not a section, so it has no key {rest[-1]!r}")
 
 
 def _explain(cls: type[BaseModel], values: dict[str, Any], item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "recipe"
+    where = ".".join(str(part) for part in item["loc"]) or cls.__name__.lower()
     if item["type"] == "extra_forbidden":
         known = list(_keys(cls))
         leaf = str(item["loc"][-1])

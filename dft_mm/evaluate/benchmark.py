@@ -1,9 +1,9 @@
 """One entry of a suite: what is asked, how it is put, and who judges. Plain values."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from dft_mm.config import Section
 
@@ -22,6 +22,14 @@ class Prompt(Section):
     stop: tuple[str, ...] = ()
     """Texts that end an answer, and are not part of it; completions have no other end than the model's own."""
 
+    @model_validator(mode="after")
+    def _the_question_stands_in_it(self) -> "Prompt":
+        if "{question}" not in self.user:
+            raise ValueError(f"prompt: `user` must say where the {{question}} stands, and is {self.user[:60]!r}")
+        if self.completion and self.system is not None:
+            raise ValueError("prompt: a completion has no system turn; put its text into `user`")
+        return self
+
 
 class EndpointJudge(Section):
     url: str = Field(pattern=r"^https?://.*/v1/?$")
@@ -32,7 +40,13 @@ class EndpointJudge(Section):
     """Name of the environment variable that holds its key."""
 
 
-Judge = Literal["rule", "exact"] | EndpointJudge
+def _kind(judge: Any) -> str:
+    return "endpoint" if isinstance(judge, dict | EndpointJudge) else "name"
+
+
+Judge = Annotated[
+    Annotated[Literal["rule", "exact"], Tag("name")] | Annotated[EndpointJudge, Tag("endpoint")], Discriminator(_kind)
+]
 
 
 class BenchmarkConfig(Section):
@@ -64,8 +78,13 @@ class BenchmarkConfig(Section):
     def judge_kind(self) -> str:
         return self.judge if isinstance(self.judge, str) else "endpoint"
 
+    @property
+    def judge_name(self) -> str:
+        """What results call it: values of different judges do not compare."""
+        return self.judge if isinstance(self.judge, str) else self.judge.model
 
-def named_file(kind: str, name: str) -> Path | None:
-    """`eval/KIND/NAME.yaml` below the working folder or beside the package's own source; None when there is none."""
-    here = (Path("eval"), Path(__file__).parents[2] / "eval")
-    return next((path for base in here if (path := base / kind / f"{name}.yaml").is_file()), None)
+
+def named_files(kind: str) -> dict[str, Path]:
+    """`eval/KIND/NAME.yaml` by name, those below the working folder before those beside the package's own source."""
+    folders = (Path(__file__).parents[2] / "eval" / kind, Path("eval") / kind)
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}

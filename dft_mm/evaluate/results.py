@@ -18,7 +18,7 @@ def summarise(
 ) -> dict[str, Any]:
     """What stands in results.json."""
     benchmarks = {
-        bench.key: _entry(bench.judge_kind, answers[bench.key], scored[bench.key], suite.sampling.samples)
+        bench.key: _entry(bench.judge_name, answers[bench.key], scored[bench.key], suite.sampling.samples)
         for bench in suite.benchmarks
     }
     summary: dict[str, Any] = {"suite": suite.name, "model": model, "benchmarks": benchmarks}
@@ -93,14 +93,18 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     notes: list[str] = []
     for name, entry in results["benchmarks"].items():
         status = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in entry["status"].items())
-        if cut := entry["cut_at_max_tokens"]:
+        cut = entry["cut_at_max_tokens"]
+        if cut != entry["status"].get("truncated", 0):
             status += f"; {cut} cut at max_tokens"
         if NOT_SCORED & entry["status"].keys():
             notes.append(f"{name}: questions with an answer that could not be scored are not part of the values.")
         if entry["judge"] != "rule":
             notes.append(f"{name}: judged by {entry['judge']}; values of different judges do not compare.")
         notes += [f"{name}: {note}" for note in entry.get("notes", ())]
-        rows = entry["metrics"].items() or [("", None)]
+        # With one sample, pass@1 repeats avg@1.
+        rows = [each for each in entry["metrics"].items() if each[0] != "pass@1" or entry["samples"] > 1] or [
+            ("", None)
+        ]
         for number, (key, value) in enumerate(rows):
             lines.append(_row(name, key, value, status if number == 0 else ""))
     for name, value in results.get("averages", {}).items():

@@ -120,11 +120,11 @@ def _fingerprint(questions: Sequence[Question]) -> str:
 
 
 def _model_hash(model: str, backend: str) -> str | None:
-    """Hash of the names and bytes of all files that decide what the model says; None for a model that a server has
-    and this machine has not."""
+    """Hash of the names and bytes of all files that decide what the model says; None for a model that answered
+    elsewhere and is not on this machine."""
     from dft_mm.model.load import resolve
 
-    if backend == "openai" and not (Path(model) / "config.json").is_file():
+    if backend in ("openai", "replay") and not (Path(model) / "config.json").is_file():
         return None
     folder = resolve(model)
     digest = hashlib.sha256()
@@ -171,6 +171,8 @@ def _differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
         for key in found.keys() | wanted.keys():
             # The same weights and questions in another place are the same: their hashes are compared.
             elsewhere = (where, key) == ("model.", "path") or (key == "data" and where.startswith("suite."))
+            # So is a judge at another address.
+            elsewhere |= where.endswith(".judge.") and key in ("url", "key_env")
             if not elsewhere:
                 yield from _differences(found.get(key), wanted.get(key), f"{where}{key}.")
     elif found != wanted:

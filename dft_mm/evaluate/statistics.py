@@ -46,7 +46,9 @@ def metric(values: Sequence[float], binomial: bool) -> dict[str, Any]:
     """Mean of one value a question, its standard error (None for a single question) and 95 % interval."""
     n = len(values)
     array = np.asarray(values, dtype=np.float64)
-    interval = wilson(round(float(array.sum())), n) if binomial else bootstrap(values)
+    # Where every value is 0, or every one 1, resampling them shows no uncertainty; there is some all the same.
+    certain = array.min() == array.max() and array[0] in (0.0, 1.0)
+    interval = wilson(round(float(array.sum())), n) if binomial or certain else bootstrap(values)
     error = float(array.std(ddof=1) / math.sqrt(n)) if n > 1 else None
     return {"value": float(array.mean()), "se": error, "ci95": list(interval), "n": n}
 

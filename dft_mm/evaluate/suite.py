@@ -8,10 +8,8 @@ from pydantic import Field, model_validator
 
 from dft_mm.config import Section, load_section
 from dft_mm.errors import InputError
-from dft_mm.evaluate.benchmark import NAME, BenchmarkConfig, named_file
+from dft_mm.evaluate.benchmark import NAME, BenchmarkConfig, named_files
 from dft_mm.evaluate.tasks.registry import TASKS
-
-SUITES_DIR = Path("eval/suites")
 
 
 class SamplingConfig(Section):
@@ -86,12 +84,12 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     """Read a suite file, or `eval/suites/NAME.yaml` by its NAME; then `sampling.key=value`. Raises InputError."""
     file = Path(path)
     if not file.is_file():
-        named = named_file("suites", str(path))
-        if named is None:
-            known = ", ".join(sorted(suite.stem for suite in SUITES_DIR.glob("*.yaml"))) or "none"
+        named = named_files("suites")
+        if str(path) not in named:
+            near = difflib.get_close_matches(Path(path).stem, named, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(
-                f"suite not found: {path} is no file, and {SUITES_DIR / f'{path}.yaml'} does not exist in {Path.cwd()} "
-                f"(there: {known})"
+                f"suite not found: {path} is no file and no name of a suite; {hint}There are {', '.join(named)}"
             )
-        file = named
+        file = named[str(path)]
     return load_section(Suite, file, overrides)

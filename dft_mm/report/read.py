@@ -40,6 +40,8 @@ class Results:
     model: str
     benchmarks: dict[str, dict[str, Any]]
     manifest: dict[str, Any] = field(default_factory=dict)
+    averages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Means of several benchmarks."""
 
 
 def read_paths(paths: Sequence[Path]) -> tuple[list[Run], list[Results]]:
@@ -56,9 +58,12 @@ def read_paths(paths: Sequence[Path]) -> tuple[list[Run], list[Results]]:
             run = read_run(path)
             runs.append(run)
             results += [read_results(file.parent, run.name) for file in sorted(path.glob("eval/*/results.json"))]
+        elif found := sorted(path.glob("eval/*/results.json")):  # scores of a model that was not trained here
+            results += [read_results(file.parent, path.resolve().name) for file in found]
         else:
             raise InputError(
-                f"{path}: neither a run folder (it would hold recipe.yaml) nor a result folder (results.json)"
+                f"{path}: neither a run folder (it would hold recipe.yaml), nor a result folder (results.json), nor a "
+                "model's folder of such (eval/SUITE/results.json)"
             )
     return runs, results
 
@@ -81,7 +86,9 @@ def read_results(folder: Path, label: str) -> Results:
     """One result folder; raises InputError for a damaged file."""
     results = _json(folder / "results.json")
     manifest = _json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-    return Results(label, folder, results["suite"], results["model"], results["benchmarks"], manifest)
+    return Results(
+        label, folder, results["suite"], results["model"], results["benchmarks"], manifest, results.get("averages", {})
+    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

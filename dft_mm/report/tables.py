@@ -65,8 +65,12 @@ def score_table(results: Sequence[Results], every_metric: bool = False) -> Table
             if result.label == label:
                 entries |= result.benchmarks
         rows.append((label, tuple(_cell(entries.get(benchmark), metric, notes) for benchmark, metric in keys)))
+    averages = list(dict.fromkeys(name for result in results for name in result.averages))
+    for place, (label, cells) in enumerate(rows):
+        means = {name: mean for result in results if result.label == label for name, mean in result.averages.items()}
+        rows[place] = (label, (*cells, *(_mean(means.get(name), notes) for name in averages)))
     titles = [benchmark if metric == "avg@1" else f"{benchmark} {metric}" for benchmark, metric in keys]
-    return Table(("model", *titles), tuple(rows), tuple(notes))
+    return Table(("model", *titles, *averages), tuple(rows), tuple(notes))
 
 
 def _metrics(entry: dict[str, Any], every: bool) -> list[str]:
@@ -74,7 +78,8 @@ def _metrics(entry: dict[str, Any], every: bool) -> list[str]:
     metric keeps one column."""
     names = [name for name in entry["metrics"] if not (name == "pass@1" and "avg@1" in entry["metrics"])]
     if not every:
-        names = entry.get("headline") or names[:1]
+        official = [name for name in names if name.startswith("official")]  # what published tables compare with
+        names = entry.get("headline") or names[:1] + official
     return names or [f"avg@{entry['samples']}"]
 
 
@@ -101,6 +106,16 @@ def _cell(entry: dict[str, Any] | None, metric: str, notes: list[str]) -> Cell:
         measured["n"],
         note,
     )
+
+
+def _mean(mean: dict[str, Any] | None, notes: list[str]) -> Cell:
+    if mean is None:
+        return Cell(note=_note(notes, "not measured"))
+    if mean["value"] is None:
+        return Cell(note=_note(notes, f"{', '.join(mean['missing'])} have no value"))
+    low, high = mean["ci95"] or (None, None)
+    bounds = [None if bound is None else 100 * bound for bound in (low, high)]
+    return Cell(100 * mean["value"], *bounds, len(mean["of"]))
 
 
 def _note(notes: list[str], text: str) -> int:

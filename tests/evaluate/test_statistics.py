@@ -35,6 +35,12 @@ def test_bootstrap_agrees_with_the_normal_approximation_and_repeats():
     assert bootstrap(values) == (low, high)
 
 
+def test_where_all_answers_agree_there_is_uncertainty_all_the_same():
+    assert metric([1.0] * 30, binomial=False)["ci95"] == list(wilson(30, 30))
+    assert metric([0.0] * 30, binomial=False)["ci95"] == list(wilson(0, 30))
+    assert metric([0.5] * 30, binomial=False)["ci95"] == [0.5, 0.5]
+
+
 def test_one_question_has_no_standard_error():
     assert metric([1.0], binomial=True)["se"] is None
 

@@ -29,6 +29,15 @@ def test_a_suite_is_read_with_its_overrides(tmp_path):
     assert suite.benchmarks[0].key == "g"
 
 
+def test_settings_of_every_benchmark_or_of_one_follow_the_suite(tmp_path):
+    text = "name: s\nbenchmarks: [{task: gsm8k, data: d}, {task: gsm8k, name: other}]\n"
+    overrides = ["benchmarks.limit=2", "benchmarks.other.data=e", "benchmarks.other.limit=3"]
+    suite = load_suite(_suite(tmp_path, text), overrides)
+    assert [(bench.data, bench.limit) for bench in suite.benchmarks] == [("d", 2), ("e", 3)]
+    with pytest.raises(InputError, match=r"unknown key 'benchmarks.0.limt'; did you mean 'benchmarks.limit'"):
+        load_suite(_suite(tmp_path, text), ["benchmarks.limt=2"])
+
+
 def test_the_shipped_suites_load_by_name_from_anywhere(repo, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert load_suite("math").sampling.samples == 16
@@ -41,6 +50,9 @@ def test_the_shipped_suites_load_by_name_from_anywhere(repo, monkeypatch, tmp_pa
     [
         ("name: s\nbenchmarks: [{task: gms8k, data: d}]", ["gms8k", "did you mean 'gsm8k'"]),
         ("name: s\nbenchmarks: []", ["benchmarks"]),
+        ("name: s\nbenchmarks: [{task: gsm8k, prompt: {user: Solve.}}]", ["{question}", "'Solve.'"]),
+        ("name: s\nbenchmarks: [{task: wemath, judge: gpt-4}]", ["judge", "'rule' or 'exact'", "gpt-4"]),
+        ("name: s\nbenchmarks: [{task: wemath, judge: {url: 'http://h/v1'}}]", ["judge.endpoint.model", "missing"]),
         ("name: s\nbenchmarks: [{task: gsm8k, split: x}]", ["gsm8k", "no split 'x'"]),
         ("name: s\nbenchmarks: [{task: digits, data: d, prompt: qwen}]", ["digits", "no prompt"]),
         ("name: s\nbenchmarks: [{task: gsm8k, judge: exact}]", ["gsm8k", "'exact'", "there are rule"]),
@@ -77,11 +89,12 @@ def test_ids_are_the_rows_own_or_the_line_number(tmp_path):
         ("math500", {"problem": "p"}, "answer"),
         ("math500", {"problem": "p", "answer": " "}, "empty"),
         ("math500", [1], "math500"),
+        ("math500", {"problem": "p", "answer": "1 + 1\n#### 2"}, "gsm8k"),
         ("digits", {"problem": "p", "answer": "1"}, "image_path"),
     ],
 )
 def test_a_row_that_is_no_question_is_named(tmp_path, task, row, words):
-    good = {"question": "q", "problem": "p", "answer": "#### 1", "image_path": "a.png"}
+    good = {"question": "q", "problem": "p", "answer": "1" if task == "math500" else "#### 1", "image_path": "a.png"}
     path = _data(tmp_path, good, row)
     with pytest.raises(InputError, match=rf"test\.jsonl:2.*{words}"):
         load_questions(task, str(path))

@@ -18,6 +18,14 @@ def test_a_key_is_read_where_it_was_measured(make_run):
     assert run.series("no such key") == ([], [])
 
 
+def test_a_model_that_was_not_trained_here_has_its_scores_in_a_folder_like_a_run(tmp_path):
+    folder = tmp_path / "base/eval/math"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"suite": "math", "model": "m", "benchmarks": {}}')
+    runs, (results,) = read_paths([tmp_path / "base"])
+    assert (runs, results.label, results.suite) == ([], "base", "math")
+
+
 def test_a_path_that_is_neither_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither a run folder"):
         read_paths([tmp_path])

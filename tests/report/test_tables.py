@@ -51,6 +51,21 @@ def test_what_a_number_stands_on_is_told_beneath_it():
     ]  # fmt: skip
 
 
+def test_the_official_column_and_the_averages_are_shown():
+    entry = _entry(0.5)
+    entry["metrics"]["official avg@1"] = {"value": 0.25, "se": 0.1, "ci95": [0.1, 0.4], "n": 300}
+    mean = {"value": 0.375, "se": 0.01, "ci95": [0.35, 0.4], "of": ["one", "two"]}
+    nothing = {"value": None, "se": None, "ci95": None, "of": ["one", "two"], "missing": ["two"]}
+    results = [
+        Results("a", Path("unused"), "s", "m", {"one": entry}, averages={"average": mean}),
+        Results("b", Path("unused"), "s", "m", {"one": entry}, averages={"average": nothing}),
+    ]
+    table = score_table(results)
+    assert table.columns == ("model", "one", "one official avg@1", "average")
+    assert table.rows[0][1][2].text == "37.5 (35.0 to 40.0)"
+    assert (table.rows[1][1][2].text, table.notes) == ("[1]", ("two have no value",))
+
+
 def test_every_metric_has_a_column_when_asked_for():
     more = {"Geometry": {"value": 0.3, "se": None, "ci95": None, "n": 9}}
     results = [_results("a", mathvision=_entry(0.5, **more))]

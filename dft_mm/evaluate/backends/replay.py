@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dft_mm.config import read_text
+from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
 
@@ -32,9 +33,8 @@ class Replay:
             if not isinstance(row["text"], str) or row.get("finish_reason", "stop") not in ("stop", "length"):
                 raise ValueError("`text` must be text and `finish_reason` stop or length")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f'{where}: not an answer {{"benchmark", "id", "sample", "text"}}: {type(error).__name__}: {error}'
-            ) from error
+            why = f"no {error}" if isinstance(error, KeyError) else error
+            raise InputError(f'{where}: not an answer {{"benchmark", "id", "sample", "text"}}: {why}') from error
         if key in self.answers:
             raise InputError(f"{where}: benchmark {key[0]!r}, id {key[1]!r}, sample {key[2]} is there twice")
         self.answers[key] = row
@@ -47,6 +47,9 @@ class Replay:
                 f"{self.path}: no answer for benchmark {benchmark!r}, id {question!r}, sample {sample} "
                 f"({len(missing)} of {len(wanted)} are missing); add it, or ask less with `limit`"
             )
+        spare = len(self.answers) - len(wanted)
+        if spare:
+            log.warning("%s: %d of its answers are to questions that nobody asks", self.path, spare)
         return [list(wanted)]
 
     def generate(

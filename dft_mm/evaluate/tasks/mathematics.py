@@ -37,6 +37,8 @@ def _task(read: Callable[[dict[str, Any]], _Problem], published: Published, keep
             problem = read(row)
             if not problem.gold.strip():
                 raise ValueError("its gold answer is empty")
+            if "####" in problem.gold:
+                raise ValueError("its gold answer is a whole solution that ends with `####`, as those of gsm8k are")
             about = {"tolerance": problem.tolerance} if problem.tolerance else {}
             return Question("", gold=problem.gold, about=about, **put(problem.text, bench, _STYLE))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dft_mm.config import load_section, read_text
 from dft_mm.errors import InputError
-from dft_mm.evaluate.benchmark import BenchmarkConfig, Prompt, named_file
+from dft_mm.evaluate.benchmark import BenchmarkConfig, Prompt, named_files
 from dft_mm.evaluate.task import Question
 
 IDS = ("unique_id", "id", "idx")
@@ -39,6 +39,8 @@ def load_rows(
             break
         try:
             question = ask(row, folder)
+        except InputError:  # of the prompt: no row is at fault
+            raise
         except KeyError as error:
             raise InputError(f"{source}:{number}: a row of task {bench.task} needs the field {error}") from error
         except (ValueError, TypeError, AttributeError) as error:
@@ -56,7 +58,11 @@ def load_rows(
 def _rows(bench: BenchmarkConfig, published: Published | None) -> tuple[Path | str, Iterable[tuple[int, Any]]]:
     if bench.data is not None:
         path = Path(bench.data)
-        path = path / "test.jsonl" if path.is_dir() else path
+        if path.is_dir():
+            if not (path / "test.jsonl").is_file():
+                there = ", ".join(sorted(each.name for each in path.iterdir())[:8]) or "nothing"
+                raise InputError(f"benchmark {bench.key}: {path} holds no test.jsonl (there: {there}); name the file")
+            path = path / "test.jsonl"
         return path, _lines(path, f"data of task {bench.task}")
     if published is None:
         raise InputError(
@@ -72,7 +78,7 @@ def _lines(path: Path, what: str) -> Iterator[tuple[int, Any]]:
         try:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON: {error}") from error
+            raise InputError(f"{path}:{number}: not valid JSON: {error.msg}, at character {error.pos + 1}") from error
 
 
 def _from_hub(bench: BenchmarkConfig, published: Published) -> Iterable[dict[str, Any]]:
@@ -106,15 +112,11 @@ def put(question: str, bench: BenchmarkConfig, own: Prompt, images: int = 0) -> 
 def resolve_prompt(bench: BenchmarkConfig, own: Prompt) -> Prompt:
     if not isinstance(bench.prompt, str):
         return bench.prompt or own
-    path = Path(bench.prompt)
-    file = path if path.is_file() else named_file("prompts", bench.prompt)
+    named = named_files("prompts")
+    file = Path(bench.prompt) if Path(bench.prompt).is_file() else named.get(bench.prompt)
     if file is None:
         raise InputError(
-            f"benchmark {bench.key}: prompt {bench.prompt!r} is no file, and none of that name is in eval/prompts"
+            f"benchmark {bench.key}: prompt {bench.prompt!r} is no file and no name of a prompt; "
+            f"there are {', '.join(named)}"
         )
-    prompt = load_section(Prompt, file)
-    if "{question}" not in prompt.user:
-        raise InputError(f"{file}: `user` must say where the {{question}} stands")
-    if prompt.completion and prompt.system is not None:
-        raise InputError(f"{file}: a completion has no system turn; put its text into `user`")
-    return prompt
+    return load_section(Prompt, file)

@@ -77,7 +77,7 @@ def test_a_prompt_of_one_s_own_replaces_the_task_s(tmp_path):
     named = _one(tmp_path, "math500", row, prompt="qwen_math_base")
     assert named.completion
     assert "1 + 1?" in named.text
-    with pytest.raises(InputError, match=r"'nosuch'.*eval/prompts"):
+    with pytest.raises(InputError, match=r"'nosuch'.*qwen_math_cot"):
         _one(tmp_path, "math500", row, prompt="nosuch")
     file = tmp_path / "p.yaml"
     file.write_text("user: nothing asked\n", encoding="utf-8")
