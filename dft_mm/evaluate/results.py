@@ -79,7 +79,9 @@ def _average(entries: Sequence[Mapping[str, Any]], members: Sequence[str]) -> di
     if any(error is None for error in errors):
         return {"value": mean, "se": None, "ci95": None, "of": list(members)}
     error = math.sqrt(sum(each**2 for each in errors)) / len(first)
-    return {"value": mean, "se": error, "ci95": [mean - Z95 * error, mean + Z95 * error], "of": list(members)}
+    # Without any spread the normal approximation knows nothing.
+    interval = [max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error)] if error else None
+    return {"value": mean, "se": error, "ci95": interval, "of": list(members)}
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:

@@ -79,3 +79,25 @@ def test_the_table_is_in_percent():
     entry = _entry({str(n): ["correct" if n < 81 else "wrong"] for n in range(263)}, 1)
     table = to_markdown({"suite": "s", "model": "a|b", "benchmarks": {"x": entry}})
     assert "| x | avg@1 | 30.8 | 25.5 to 36.6 | 263 | 81 correct, 182 wrong |" in table
+
+
+def test_an_average_is_unweighted_and_blank_where_a_member_is():
+    statuses = {str(n): ["correct" if n < 5 else "wrong"] for n in range(10)}
+    summary = _summary(statuses, 1, averages={"all": ["x"]})
+    mean = summary["averages"]["all"]
+    error = summary["benchmarks"]["x"]["metrics"]["avg@1"]["se"]
+    assert (mean["value"], mean["se"], mean["of"]) == (0.5, error, ["x"])
+    assert mean["ci95"] == pytest.approx([0.5 - 1.96 * error, 0.5 + 1.96 * error], abs=1e-4)
+    assert "| all | mean of 1 | 50.0 |" in to_markdown(summary)
+    blank = _summary({"a": ["ungradable"]}, 1, averages={"all": ["x"]})
+    assert blank["averages"]["all"]["value"] is None
+    assert "all: no value, since x have none" in to_markdown(blank)
+    certain = _summary({"a": ["wrong"], "b": ["wrong"]}, 1, averages={"all": ["x"]})
+    assert certain["averages"]["all"]["ci95"] is None
+
+
+def test_answers_that_were_cut_are_told_apart_from_those_without_an_end():
+    entry = _entry({"a": ["correct"], "b": ["truncated"]}, 1, finish_reason="length")
+    table = to_markdown({"suite": "s", "model": "m", "benchmarks": {"x": entry}})
+    assert "1 correct, 1 truncated; 2 cut at max_tokens" in table
+    assert "pass@1" not in table
