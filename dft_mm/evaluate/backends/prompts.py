@@ -34,6 +34,7 @@ class Prompts:
     """The prompts of one model folder."""
 
     def __init__(self, model: str, max_tokens: int) -> None:
+        self.model = model
         self.processing: Processing = load_processing(model)
         self.images = _as_trained(self.processing)
         merge_size = self.images.merge_size if self.images else None
@@ -88,7 +89,10 @@ class Prompts:
         if question.completion:
             return self._completion(question, where)
         if question.images and self.images is None:
-            raise InputError(f"{where} has a picture, and {self.processing.folder} is a text model")
+            raise InputError(
+                f"{where} has a picture, and {self.model} is a text model: leave that benchmark out of the suite, or "
+                "take a vision-language model"
+            )
         images = load_pictures(question, where, pictures)
         # What stands before an answer in training is what the model is asked with: render one and cut it off.
         answer = {"role": "assistant", "content": [{"type": "text", "text": "-"}]}
