@@ -33,7 +33,10 @@ def generate(source: Backend, batches: Sequence[Sequence[Request]], out: Path, r
         log.info("%s: %d of %d answers were there already", out / NAME, kept, asked)
     mine = [batches[number] for number in left[ranks.rank :: ranks.size]]
     path = out / NAME if ranks.rank == 0 else out / _PARTS.replace("*", str(ranks.rank))
-    ranks.together(lambda: _answer(source, mine, path, ranks, kept))
+    own = ranks.together(lambda: _answer(source, mine, path, ranks, kept, asked))
+    there = kept + sum(dist.gather_objects(own))
+    if there < asked:
+        raise Stopped(f"stopped with {there} of {asked} answers in {out}; the same command goes on from there")
     lines: list[dict[str, Any]] = []
     dist.on_main(lambda: lines.extend(_gather(batches, out)))
     if ranks.rank == 0 and len(lines) != asked:
@@ -48,9 +51,12 @@ def _left(batches: Sequence[Sequence[Request]], out: Path) -> tuple[list[int], i
     return [number for number, batch in enumerate(batches) if _key(batch[0]) not in there], len(lines)
 
 
-def _answer(source: Backend, batches: Sequence[Sequence[Request]], path: Path, ranks: Ranks, kept: int) -> None:
-    wanted, answered = sum(map(len, batches)), 0
-    shown = progress("generating", kept + wanted, kept, shown=ranks.rank == 0)
+def _answer(
+    source: Backend, batches: Sequence[Sequence[Request]], path: Path, ranks: Ranks, kept: int, asked: int
+) -> int:
+    """How many answers this rank gave: fewer than its share when it was stopped. Progress is that of all ranks."""
+    wanted, answered, told = sum(map(len, batches)), 0, ranks.count(0)
+    shown = progress("generating", asked, kept, shown=ranks.rank == 0)
     with writing(path):
         file = path.open("ab", buffering=0)
     with file, ranks.halting() as halted, shown as advance:
@@ -59,9 +65,11 @@ def _answer(source: Backend, batches: Sequence[Sequence[Request]], path: Path, r
             with writing(path):
                 _add(file, b"".join(map(encode, lines)))
             answered += len(lines)
-            advance(len(lines))
+            before, told = told, ranks.count(len(lines))
+            advance(told - before)
     if answered < wanted:
-        raise Stopped(f"stopped with {kept + answered} answers in {path.parent}; the same command goes on from there")
+        ranks.halt()
+    return answered
 
 
 def _add(file: BinaryIO, data: bytes) -> None:

@@ -33,6 +33,7 @@ class Ranks:
         self._asked: float | None = None
         self._others: torch_dist.Store | None = None
         self._looked = 0.0
+        self._answers = 0
         self._started_by: list[tuple[int, int]] = []
         if self.size > 1:
             self._started_by = _starters()
@@ -50,8 +51,7 @@ class Ranks:
             result = work()
         except Exception as caught:
             error = caught
-            if self._others is not None:
-                self._others.set("failed", "yes")
+            self.halt()
         try:
             told = dist.gather_objects(None if error is None else (type(error).__name__, str(error)))
         except RuntimeError as lost:
@@ -67,6 +67,16 @@ class Ranks:
         if error is not None and type(error).__name__ == kind:
             raise error
         raise _KINDS[kind](text) if kind in _KINDS else RuntimeError(f"rank {rank}: {kind}: {text}") from error
+
+    def halt(self) -> None:
+        """The other ranks begin nothing more, either."""
+        if self._others is not None:
+            self._others.set("failed", "yes")
+
+    def count(self, answers: int) -> int:
+        """So many more are there; returns how many all ranks have told so far."""
+        self._answers = self._answers + answers if self._others is None else self._others.add("answers", answers)
+        return self._answers
 
     @contextmanager
     def halting(self) -> Iterator[Callable[[], bool]]:

@@ -5,6 +5,7 @@ import json
 import pytest
 from started import ended, started
 
+from dft_mm import dist
 from dft_mm.errors import InputError, Stopped
 from dft_mm.evaluate.generations import generate
 from dft_mm.evaluate.lock import locked
@@ -114,10 +115,21 @@ def test_a_line_that_is_no_answer_to_what_is_asked_is_refused(tmp_path, whole):
 
 
 def test_a_backend_that_stops_early_has_kept_what_it_gave(tmp_path, whole):
-    with pytest.raises(Stopped, match=r"stopped with 4 answers in .*same command goes on"):
+    with pytest.raises(Stopped, match=r"stopped with 4 of 6 answers in .*same command goes on"):
         generate(Source(most=2), BATCHES, tmp_path, Ranks())
     assert (tmp_path / "generations.jsonl").read_bytes().count(b"\n") == 4
     assert _again(tmp_path, whole) == [["0", "1"]]
+
+
+def test_the_count_is_that_of_all_ranks(tmp_path, monkeypatch):
+    """Another one gave two answers and its share is done; this one is stopped at the first of its two batches."""
+    ranks = Ranks()
+    ranks.size, halted = 2, []
+    monkeypatch.setattr(ranks, "halt", lambda: halted.append(True))
+    monkeypatch.setattr(dist, "gather_objects", lambda own: [own, 2 if isinstance(own, int) else None])
+    with pytest.raises(Stopped, match="stopped with 4 of 6 answers"):
+        generate(Source(most=1), BATCHES, tmp_path, ranks)
+    assert halted
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_line(sums, tmp_path):

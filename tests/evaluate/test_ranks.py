@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -174,7 +175,9 @@ def test_a_signal_to_the_ranks_ends_all_with_3(suite, text_model, whole, tmp_pat
     until(lambda: _lines(out / "generations.jsonl") >= 3, ranks[0])
     os.kill(ranks[1].pid, signal.SIGTERM)
     assert [ended(rank) for rank in ranks] == [3, 3]
-    assert "same command goes on" in (tmp_path / "log-0").read_text()
+    log = (tmp_path / "log-0").read_text()
+    told = re.search(r"stopped with (\d+) of 28 answers in .*same command goes on", log)
+    assert int(told[1]) == sum(map(_lines, out.glob("generations*.jsonl")))
     with started(_command(suite, text_model, out), tmp_path / "log") as child:
         assert ended(child) == 0
     _same(out, whole)

@@ -21,6 +21,7 @@ import requests
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.content import before_stop, completion_text, load_picture, load_pictures
+from dft_mm.evaluate.connection import why
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
 
 _CONCURRENCY, _TIMEOUT_S, _RETRIES = 16, 600.0, 8
@@ -29,6 +30,7 @@ _AGAIN = {408, 409, 429}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_ASKED_S = 0.5, 60.0, 3600.0
 _SHOWN = 500  # characters of what a server says
 _LOOK_EVERY_S = 0.1
+_WARN_EVERY_S = 30.0
 
 
 class _Passing(Exception):
@@ -64,6 +66,8 @@ class Endpoint:
         if options.key_env is not None and not os.environ.get(options.key_env):
             raise InputError(f"--key-env {options.key_env}: this environment variable is not set")
         self._key = (os.environ.get(options.key_env or _KEY_ENV) or "").strip() or None
+        self._warned: float | None = None
+        self._warning = threading.Lock()
         self.settings: dict[str, Any] = {"name": "openai", "served_model": self.model}
 
     def plan(self, wanted: Sequence[Request]) -> list[list[Request]]:
@@ -158,10 +162,20 @@ class Endpoint:
                         "What was answered is kept: look after the server and start the same command again; see "
                         "--retries, --request-timeout and --concurrency"
                     ) from error
+                self._warn(error)
                 pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
                 if stop.wait(pause_s if error.after_s is None else error.after_s):
                     return None
         return None
+
+    def _warn(self, error: _Passing) -> None:
+        """The first failure of a run is told at once, the others now and then: a server may be down for minutes."""
+        with self._warning:
+            now = time.monotonic()
+            if self._warned is not None and now - self._warned < _WARN_EVERY_S:
+                return
+            self._warned = now
+        log.warning("%s: no answer yet (%s); trying again up to %d times", self.url, error, self.retries)
 
     def _once(self, session: requests.Session, path: str, body: dict[str, Any], request: Request) -> Generation:
         try:
@@ -169,7 +183,7 @@ class Endpoint:
         except requests.Timeout as error:
             raise _Passing(f"nothing came within {self.timeout_s:g} s (--request-timeout)") from error
         except requests.RequestException as error:
-            raise _Passing(self._shown(f"{type(error).__name__}: {error}")) from error
+            raise _Passing(self._shown(why(error))) from error
         status = response.status_code
         if status in _AGAIN or status >= 500:
             raise _Passing(self._said(response), _retry_after(response))

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 from scripted_server import reply, serving
 from started import ended, started, until
@@ -17,6 +18,7 @@ from started import ended, started, until
 from dft_mm.data.images import load_image
 from dft_mm.errors import InputError
 from dft_mm.evaluate.backends import openai
+from dft_mm.evaluate.connection import why
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
 
@@ -154,6 +156,23 @@ def test_trouble_that_does_not_end_names_the_question_and_keeps_the_rest(sums, t
     assert again == {"1", "2", "3", "4", "5", "6", "7"} - kept
 
 
+def test_a_server_that_is_not_there_is_told_at_once_and_in_few_words(sums, tmp_path, caplog):
+    with serving() as server:
+        pass
+    with pytest.raises(InputError, match=r"in 3 attempts, at last: connection refused\. What"):
+        evaluate(_suite(sums), "m", tmp_path, url=server.url, retries=2)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [f"{server.url}: no answer yet (connection refused); trying again up to 2 times"]
+
+
+def test_a_name_that_nobody_knows():
+    with pytest.raises(requests.ConnectionError) as raised:
+        requests.get("http://no-such-host.invalid/", timeout=5, proxies={"http": ""})
+    assert why(raised.value) == "name not known"
+    assert why(requests.ConnectionError(OSError(32, "Broken pipe"))) == "ConnectionError: Broken pipe"
+    assert why(requests.ConnectionError()) == "ConnectionError"
+
+
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_the_server_says_when_to_come_again(sums, tmp_path, form):
     when = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
@@ -282,7 +301,7 @@ def test_a_signal_keeps_what_is_under_way_and_ends_with_3(sums, tmp_path, number
             until(lambda: server.at_once == 3, child)
             os.kill(child.pid, number)
             assert ended(child) == 3
-        assert "3 answers" in log.read_text()
+        assert "3 of 7 answers" in log.read_text()
         assert "same command goes on" in log.read_text()
         assert _count(out) == 3
         with started(command, log) as child:
