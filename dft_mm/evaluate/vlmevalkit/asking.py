@@ -18,6 +18,7 @@ NEEDED = {
 }
 """Columns of a TSV that prompts, grading and tables read."""
 WEMATH_KEYS = ("2steps_1", "2steps_2", "2steps_multi", "3steps_1", "3steps_2", "3steps_3", "3steps_multi")
+_NOTHING = "holds no question"
 _REFERENCE_LENGTH = 64
 """An `image` cell of at most so many characters is the index of the row that holds the picture (VLMEvalKit's rule)."""
 
@@ -100,7 +101,9 @@ def _read(path: str) -> Any:
 
     try:
         frame = pandas.read_csv(path, sep="\t", low_memory=False)  # as VLMEvalKit reads it
-    except (ValueError, UnicodeError, pandas.errors.ParserError) as error:  # EmptyDataError is a ValueError
+    except pandas.errors.EmptyDataError as error:
+        raise Wrong(_NOTHING) from error
+    except (ValueError, UnicodeError, pandas.errors.ParserError) as error:
         raise Wrong(f"is no table of tab-separated values: {error}") from error
     frame.columns = [str(column) for column in frame.columns]
     return frame
@@ -117,7 +120,7 @@ def checked_table(path: str, kind: str, cot: bool) -> Any:
     if missing:
         raise Wrong(f"has no column {', '.join(map(repr, missing))} (it has {', '.join(frame.columns)[:300]})")
     if frame.empty:
-        raise Wrong("holds no row")
+        raise Wrong(_NOTHING)
     if kind == "mathverse" and "query_wo" in frame.columns:
         # A Vision Only question is in the picture. VLMEvalKit's official table says so in words; one made from the
         # published JSON has nothing there, which is no text to build a prompt of.

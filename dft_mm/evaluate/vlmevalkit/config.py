@@ -14,6 +14,12 @@ from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.vlmevalkit.splits import CLASSES, SPLITS, split_of
 from dft_mm.model.load import read_family, resolve
 
+_LMU_DATA = '"${LMUData:-$HOME/LMUData}"'
+_INSTALLATION = (
+    "# {file} is written. `python -m vlmeval.run` needs VLMEvalKit's full installation, which this project's light\n"
+    '# one is not: pip install ms-vlmeval "pandas<3"'
+)
+
 
 def write_config(suite: Suite, model: str, file: Path) -> str:
     """Write the JSON for `python -m vlmeval.run --config`; returns the lines to run it, as a shell takes them.
@@ -43,6 +49,8 @@ def write_config(suite: Suite, model: str, file: Path) -> str:
         name, copies = _dataset(bench, number)
         data[name] = {"class": CLASSES[bench.task], "dataset": name}
         lines += copies
+    if any(line.startswith("cp ") for line in lines):
+        lines.insert(0, f"mkdir -p {_LMU_DATA}")
     config = {"model": {_name(folder): settings}, "data": data}
     write_atomically(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     if any(bench.limit for bench in benchmarks) or sampling.samples > 1:
@@ -50,7 +58,7 @@ def write_config(suite: Suite, model: str, file: Path) -> str:
     judge = benchmarks[0].judge
     if any(bench.judge != judge for bench in benchmarks):
         lines.append(f"# VLMEvalKit has one judge for all: this is that of {benchmarks[0].key}")
-    return "\n".join([*lines, _command(file, judge)]) + "\n"
+    return "\n".join([_INSTALLATION.format(file=file), *lines, _command(file, judge)]) + "\n"
 
 
 def _name(folder: Path) -> str:
@@ -82,8 +90,8 @@ def _dataset(bench: BenchmarkConfig, number: int) -> tuple[str, list[str]]:
     # No official name: it would be compared with a checksum and overwritten. Letters `cot` in it decide the prompt.
     base, cot, _ = split.dataset.partition("_cot" if bench.task == "mathverse" else "_COT")
     name = f"{base}_local{number}{cot}"
-    source = shlex.quote(bench.data) if bench.data else f'"${{LMUData:-$HOME/LMUData}}/{split.table}.tsv"'
-    lines = [f'cp {source} "${{LMUData:-$HOME/LMUData}}/{name}.tsv"']
+    source = shlex.quote(bench.data) if bench.data else f"{_LMU_DATA}/{split.table}.tsv"
+    lines = [f"cp {source} {_LMU_DATA}/{name}.tsv"]
     if bench.task == "mathverse":
         lines.append(f"# {name}.tsv needs a text in every cell of `question`: VLMEvalKit stops at an empty one")
     return name, lines

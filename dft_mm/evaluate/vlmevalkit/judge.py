@@ -1,4 +1,4 @@
-"""A model behind a URL as VLMEvalKit's judge: its own prompts and payloads, sent with bounds. Runs in the child.
+"""A model behind a URL as VLMEvalKit's judge: its own prompts and payloads, sent with bounds. `Judge` is the child's.
 
 Left alone, VLMEvalKit retries for minutes, logs the key, and turns failures into wrong or random answers.
 """
@@ -15,11 +15,58 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from dft_mm.evaluate.connection import why
 from dft_mm.evaluate.vlmevalkit.kit import writable
 
 _IN_A_ROW = 3
 _LONGEST = 1 << 20
 _LONGEST_WAIT_S = 4.0
+_CONTACT_S = 10.0
+_SHOWN = 100  # characters of what a judge said that could not be used
+
+
+def contact(url: str, key: str | None) -> str | None:
+    """Ask a server for the list of its models; returns why it does not answer, None where it does."""
+    found = [f"nothing came within {_CONTACT_S:g} s"]
+
+    def ask() -> None:
+        try:
+            with session_to(url) as session, session.get(
+                url.rstrip("/") + "/models", auth=lambda request: with_key(request, key), timeout=_CONTACT_S,
+                stream=True, allow_redirects=False,
+            ) as response:  # fmt: skip
+                refused = response.status_code in (401, 403)
+                said = response.raw.read(1000).decode(errors="replace") if refused else ""
+                found[0] = f"HTTP {response.status_code}: {without_key(said, key)[:200]}" if refused else ""
+        except requests.Timeout:
+            return
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            found[0] = without_key(why(error), key)
+
+    # A thread: looking up a name, or a server that sends byte by byte, knows no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_CONTACT_S)
+    return found[0] or None
+
+
+def session_to(url: str) -> requests.Session:
+    session = requests.Session()
+    host = urlsplit(url).hostname or ""
+    session.trust_env = host not in ("localhost", "::1") and not host.startswith("127.")  # no proxy leads here
+    return session
+
+
+def with_key(request: requests.PreparedRequest, key: str | None) -> requests.PreparedRequest:
+    """As `auth`, it also keeps `requests` from taking another key out of a .netrc file."""
+    if key:
+        request.headers["Authorization"] = f"Bearer {key}"
+    return request
+
+
+def without_key(text: str, key: str | None) -> str:
+    """Servers repeat a key that they do not like, and what they say is written into files."""
+    return text.replace(key, "***") if key else text
 
 
 class _RequestError(Exception):
@@ -45,14 +92,14 @@ class Judge:
         self.model, self.key = settings["model"], settings["key"]
         self.deadline_s, self.threads = settings["deadline_s"], settings["threads"]
         self.tell = tell
-        self.session = requests.Session()
+        self.session = session_to(self.address)
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=self.threads))
-        host = urlsplit(self.address).hostname or ""
-        self.session.trust_env = host not in ("localhost", "::1") and not host.startswith("127.")  # no proxy leads here
         self.current = threading.local()
         self.failed: dict[str, str] = {}
         """Rows without a verdict, and why."""
+        self.said: dict[str, str] = {}
+        """Its last words on each row, cut short."""
         self.options: dict[str, str] = {}
         """Letters that WeMath's answers were read as; its tables do not keep them."""
         self.lock = threading.Lock()
@@ -118,7 +165,10 @@ class Judge:
         with self.lock:
             self.answered += 1
             self.in_a_row = 0
-        return types.SimpleNamespace(status_code=200, text=text)
+            if row is not None:
+                self.said[row] = text[:_SHOWN]
+        body = json.dumps({"choices": [{"message": {"content": text}}]})
+        return types.SimpleNamespace(status_code=200, text=body)
 
     def _failed(self, row: str | None, reason: str) -> None:
         reason = self._without_key(reason)
@@ -143,15 +193,13 @@ class Judge:
             wait *= 2
 
     def _ask_once(self, payload: str, end: float) -> str:
-        """Body of an answer with its text. Raises _RequestError."""
+        """Text of an answer. Raises _RequestError."""
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
         late = f"no whole answer within {self.deadline_s:g} s"
         try:
             with self.session.post(
                 self.address, data=payload.encode(), headers=headers, stream=True, allow_redirects=False,
-                timeout=max(end - time.monotonic(), 0.1),
+                auth=lambda request: with_key(request, self.key), timeout=max(end - time.monotonic(), 0.1),
             ) as response:  # fmt: skip
                 status, body = response.status_code, b""
                 while chunk := response.raw.read1(65536):
@@ -160,7 +208,7 @@ class Judge:
                         raise _RequestError(late if len(body) <= _LONGEST else "an answer of over 1 MiB", again=False)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             over = time.monotonic() >= end
-            raise _RequestError(late if over else str(error), again=not over) from None
+            raise _RequestError(late if over else why(error), again=not over) from None
         text = self._without_key(body.decode(errors="replace"))
         if not 200 <= status < 300:
             raise _RequestError(f"HTTP {status}: {text[:200]}", again=status >= 500 or status in (408, 429))
@@ -170,8 +218,7 @@ class Judge:
             content = None
         if not isinstance(content, str) or not content.strip():
             raise _RequestError(f"not an OpenAI-compatible answer: {text[:200]!r}", again=True)
-        return json.dumps({"choices": [{"message": {"content": writable(content)}}]})
+        return writable(self._without_key(content))
 
     def _without_key(self, text: str) -> str:
-        """Servers repeat a key that they do not like, and what they say is written into files."""
-        return text.replace(self.key, "***") if self.key else text
+        return without_key(text, self.key)

@@ -12,8 +12,9 @@ from typing import Any
 from dft_mm.config import read_text
 from dft_mm.dist import log
 from dft_mm.errors import InputError
-from dft_mm.evaluate.benchmark import BenchmarkConfig
+from dft_mm.evaluate.benchmark import BenchmarkConfig, EndpointJudge
 from dft_mm.evaluate.task import Question
+from dft_mm.evaluate.vlmevalkit.judge import contact
 from dft_mm.evaluate.vlmevalkit.process import Refused, judge_key, run
 from dft_mm.evaluate.vlmevalkit.splits import Split, split_of
 
@@ -25,20 +26,32 @@ def load(kind: str, bench: BenchmarkConfig, work: Path) -> list[Question]:
     are to compare with others made by it.
     """
     _require()
-    judge_key(bench)
+    key = judge_key(bench)
+    if isinstance(bench.judge, EndpointJudge):
+        _contact(bench, bench.judge, key)
     split = split_of(bench)
     path = _data(kind, bench, split)
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"benchmark {bench.key}: {path} cannot be read: {error}") from error
+        raise InputError(f"benchmark {bench.key}: {path} cannot be read ({error.strerror or error})") from error
     # As much as decides the content: another table, prompt or limit has a folder of its own.
     folder = work / digest[:16] / "-".join([split.dataset, *([f"first{bench.limit}"] if bench.limit else [])])
     if not (folder / "questions.json").is_file():
         _write_questions(kind, bench, split, path, folder)
     asked = json.loads(read_text(folder / "questions.json", "questions"))
     return [_question(row, split, digest, folder) for row in asked]
+
+
+def _contact(bench: BenchmarkConfig, judge: EndpointJudge, key: str | None) -> None:
+    """Raises InputError for a judge that is not there: known now rather than after hours of generation."""
+    if reason := contact(judge.url, key):
+        raise InputError(
+            f"benchmark {bench.key}: the judge {judge.model} at {judge.url} does not answer ({reason}). Start it, or "
+            "see judge.url and judge.key_env; or generate with `judge: rule` now, and judge later with another --out "
+            "and --replay of its generations.jsonl"
+        )
 
 
 def _require() -> None:
@@ -53,7 +66,14 @@ def _require() -> None:
 def _data(kind: str, bench: BenchmarkConfig, split: Split) -> Path:
     if bench.data is not None:
         path = Path(bench.data)
-        return path / f"{split.table}.tsv" if path.is_dir() else path
+        if not path.is_dir():
+            return path
+        table = path / f"{split.table}.tsv"
+        if not table.exists():
+            names = sorted(child.name for child in path.iterdir())
+            there = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
+            raise InputError(f"benchmark {bench.key}: {path} holds no {table.name} (there: {there}); name the file")
+        return table
     request = {"verb": "locate", "kind": kind, "dataset": split.table}
     with tempfile.TemporaryDirectory() as folder:
         try:

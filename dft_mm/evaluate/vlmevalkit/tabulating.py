@@ -78,7 +78,7 @@ def _verdicts(kind: str, predictions: str, prefix: str, hits: dict[str, bool], j
     failed = dict(judge.failed) if judge else {}
     for index, row in judged.items() if judge else ():
         if any(mark in str(row[column]) for column in columns if column.startswith("log") for mark in judge.made_up):
-            failed.setdefault(index, "its answers could not be used")
+            failed.setdefault(index, f"its answers could not be used; the last one was {judge.said.get(index)!r}")
     options = judge.options if judge else {}
     return {"verdict": hits, "judged": judged, "failed": failed, "options": options, "topics": _topics(kind, data)}
 

@@ -12,6 +12,7 @@ from vlmevalkit_tables import SAMPLES, TABLES, ask, direct, drawn, grade, in_fra
 
 from dft_mm.__main__ import main
 from dft_mm.errors import InputError
+from dft_mm.evaluate.vlmevalkit import judge as judging
 from dft_mm.evaluate.vlmevalkit import process, scoring
 
 KEY = "sk-very-secret-0123456789"
@@ -33,10 +34,18 @@ def says_no(prompt):
 
 
 @contextmanager
-def judge(answer, status=200, wait=0.0, seen=None):
-    """A server; `answer`: a function of the prompt, or the body as it is."""
+def judge(answer, status=200, wait=0.0, seen=None, models=(404, "")):
+    """A server; `answer`: a function of the prompt, or the body as it is; `models`: what a GET is answered with."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if models is None:
+                time.sleep(30)
+            self.send_response(models[0])
+            self.send_header("Content-Length", str(len(models[1].encode())))
+            self.end_headers()
+            self.wfile.write(models[1].encode())
+
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             prompt = request["messages"][-1]["content"]
@@ -149,7 +158,8 @@ def test_mathverse_and_wemath_have_no_made_up_verdicts(tmp_path, tmp_path_factor
     """VLMEvalKit takes a judge that says neither 0 nor 1 for "wrong", and draws a letter where it hears none."""
     for kind in ("mathverse", "wemath"):
         questions = drawn(kind, tmp_path_factory)
-        with judge(lambda prompt: "maybe so") as url, pytest.raises(InputError, match="no verdict on 10 of 10"):
+        words = r"no verdict on 10 of 10.* last one was 'maybe so'"
+        with judge(lambda prompt: "maybe so") as url, pytest.raises(InputError, match=words):
             grade(kind, questions, ["I cannot tell, it may be this or that one"] * 10, tmp_path / kind,
                   judge={"url": url, "model": "j"})  # fmt: skip
 
@@ -212,13 +222,31 @@ def test_the_same_command_scores_anew(asked, tmp_path, hurried, capsys):
             assert main(command) == 0
             results = json.loads((tmp_path / "out/results.json").read_text())["benchmarks"]["mathvision"]
             assert results["metrics"]["Overall"]["value"] == value
-            assert results["judge"] == "endpoint"
+            assert results["judge"] == "j"
 
 
 def test_a_key_that_is_not_there_is_told_before_anything_is_generated(tmp_path, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(InputError, match="MY_KEY, and no such environment variable"):
         ask("wemath", tmp_path / "t.tsv", tmp_path, judge={"url": "http://x/v1", "model": "j", "key_env": "MY_KEY"})
+
+
+def test_a_judge_that_is_not_there_is_told_before_anything_is_generated(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setattr(judging, "_CONTACT_S", 0.5)
+
+    def asking(url):
+        ask("wemath", tmp_path / "no.tsv", tmp_path, judge={"url": url, "model": "j", "key_env": "MY_KEY"})
+
+    for models, words in ((None, "nothing came within 0.5 s"), ((401, f"bad {KEY}"), r"HTTP 401: bad \*\*\*")):
+        with judge(reads_boxes, models=models) as url, pytest.raises(InputError) as error:
+            asking(url)
+        assert re.search(rf"wemath: the judge j at {url} does not answer \({words}\).*judge: rule", str(error.value))
+    with pytest.raises(InputError, match=r"does not answer \(connection refused\)"):
+        asking(url)
+    for models in ((200, "{}"), (404, ""), (500, "")):
+        with judge(reads_boxes, models=models) as url, pytest.raises(InputError, match=r"no\.tsv cannot be read"):
+            asking(url)
 
 
 def test_code_in_an_answer_is_never_run(tmp_path, monkeypatch):

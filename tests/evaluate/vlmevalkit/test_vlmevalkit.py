@@ -228,8 +228,17 @@ def test_files_that_are_no_tables_are_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
             ask("wemath", tmp_path / name, tmp_path / "work")
-    with pytest.raises(InputError, match=r"d\.tsv cannot be read"):
+    with pytest.raises(InputError, match=r"wemath: \S*d\.tsv cannot be read \(No such file or directory\)$"):
         ask("wemath", tmp_path / "d.tsv", tmp_path / "work")
+    with pytest.raises(InputError, match=rf"{tmp_path} holds no WeMath\.tsv \(there: b\.tsv, c\.tsv, .*name the file"):
+        ask("wemath", tmp_path, tmp_path / "work")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\t".join(TABLES["wemath"]()[0]) + "\n"])
+def test_a_table_without_a_question(tmp_path, content):
+    (tmp_path / "e.tsv").write_text(content)
+    with pytest.raises(Wrong, match=r"^holds no question$"):
+        checked_table(str(tmp_path / "e.tsv"), "wemath", cot=False)
 
 
 def test_without_vlmevalkit_the_way_to_it_is_said(tmp_path, monkeypatch):
@@ -382,7 +391,13 @@ def test_a_configuration_for_vlmevalkits_own_runner(tmp_path, capsys):
     }
     printed = capsys.readouterr().out
     assert f"python -m vlmeval.run --config {written}" in printed
-    assert "cp my_cot.tsv" in printed
+    assert printed.startswith(f"# {written} is written.")
+    assert 'pip install ms-vlmeval "pandas<3"' in printed
+    commands = [line for line in printed.splitlines() if line.startswith(("mkdir", "cp"))]
+    assert commands == [
+        'mkdir -p "${LMUData:-$HOME/LMUData}"',
+        'cp my_cot.tsv "${LMUData:-$HOME/LMUData}"/WeMath_local2_COT.tsv',
+    ]
     suite.write_text("name: s\nbenchmarks:\n  - {task: gsm8k}\n")
     assert main(["eval", str(suite), "--model", "builtin:tiny-vl", "--write-config", str(written)]) == 2
     assert "mathvision, mathverse, wemath" in capsys.readouterr().err
