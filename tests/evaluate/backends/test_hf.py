@@ -213,7 +213,7 @@ def test_a_completion_goes_on_with_the_text_as_the_tokenizer_begins_it(text_mode
     ends = [place for place, token in enumerate(said) if token == tokenizer.eos_token_id]
     assert lines["3"]["prompt"] == text
     assert lines["3"]["text"] == tokenizer.decode(said[: ends[0]] if ends else said, skip_special_tokens=True)
-    with pytest.raises(InputError, match="completion is one message"):
+    with pytest.raises(ValueError, match="completion has no system turn"):
         _asked(text_model, {"user": "{question}", "system": "s", "completion": True}, sums, tmp_path / "b")
 
 
