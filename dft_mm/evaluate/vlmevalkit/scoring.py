@@ -161,7 +161,7 @@ class _Scoring:
             values = metrics.wemath(rows, right, tables, topics)
             headline = ("Score (Strict)", "Score (Loose)")
             if len(rows) != metrics.WEMATH_ROWS:
-                headline = ("S1", "S2", "S3")  # what a subset does not distort
+                headline = ("One-step(S1)", "Two-step(S2)", "Three-step(S3)")  # what a subset does not distort
                 notes.append(
                     f"{len(rows)} of WeMath's {metrics.WEMATH_ROWS:,} questions are scored. VLMEvalKit divides by 525 "
                     "groups whatever is there: the scores are too high, and compare with no others."

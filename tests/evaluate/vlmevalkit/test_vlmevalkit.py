@@ -70,7 +70,7 @@ def test_wemaths_exact_matching_is_its_own(shared, tmp_path, tmp_path_factory):
     wanted = in_fractions("wemath", direct(tmp_path / "direct", "wemath", tsv, texts))
     assert {name: metric["value"] for name, metric in scored.metrics.items()} == wanted
     assert Counter(grade.status for grade in scored.grades)["no_answer"] == 5  # it does not see into boxes
-    assert scored.headline == ("S1", "S2", "S3")  # of a subset the scores mislead
+    assert scored.headline == ("One-step(S1)", "Two-step(S2)", "Three-step(S3)")  # of a subset the scores mislead
 
 
 def test_several_samples_are_tabulated_one_by_one(tmp_path, tmp_path_factory):
