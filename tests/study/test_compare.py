@@ -70,6 +70,13 @@ def test_few_questions_are_no_evidence_and_it_is_said_how_many_would_be(tmp_path
     assert (row["difference"], row["p"], row["questions_needed"]) == (0.0, 1.0, None)
 
 
+def test_an_interval_without_zero_is_not_enough(tmp_path):
+    # All three differ by one: a bootstrap shows no width, and yet signs fall so in one case of four.
+    a, b = _folder(tmp_path / "a", [["correct"]] * 3), _folder(tmp_path / "b", [["wrong"]] * 3)
+    row = compare_results(a, b, tmp_path / "out")["comparisons"][0]
+    assert (row["ci95"], row["p"], row["verdict"]) == ([1.0, 1.0], 0.25, "no_difference")
+
+
 def test_what_could_not_be_scored_in_one_folder_is_left_out_of_both(tmp_path):
     a = _folder(tmp_path / "a", [["correct"], ["ungradable"], ["correct"]])
     b = _folder(tmp_path / "b", [["correct"], ["correct"], ["sandbox_error"]])
