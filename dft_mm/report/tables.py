@@ -115,7 +115,7 @@ def _mean(mean: dict[str, Any] | None, notes: list[str]) -> Cell:
         return Cell(note=_note(notes, f"{', '.join(mean['missing'])} have no value"))
     low, high = mean["ci95"] or (None, None)
     bounds = [None if bound is None else 100 * bound for bound in (low, high)]
-    return Cell(100 * mean["value"], *bounds, len(mean["of"]))
+    return Cell(100 * mean["value"], *bounds)  # of benchmarks, not of so many questions
 
 
 def _note(notes: list[str], text: str) -> int:

@@ -63,6 +63,7 @@ def test_the_official_column_and_the_averages_are_shown():
     table = score_table(results)
     assert table.columns == ("model", "one", "one official avg@1", "average")
     assert table.rows[0][1][2].text == "37.5 (35.0 to 40.0)"
+    assert table.rows[0][1][2].n is None
     assert (table.rows[1][1][2].text, table.notes) == ("[1]", ("two have no value",))
 
 
