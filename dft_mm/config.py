@@ -37,8 +37,13 @@ class LoraConfig(Section):
     """Adapter output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter input while training."""
+    parts: list[Literal["vision", "projector", "language"]] = Field(default=["language"], min_length=1)
+    """Parts that get adapters; everything else is frozen."""
     targets: str | list[str] = "all-linear"
-    """`all-linear` (of the language model), or names of linear layers, such as [q_proj, v_proj]."""
+    """`all-linear` (of these parts), or names of linear layers, such as [q_proj, v_proj]."""
+    quantize: Literal["nf4"] | None = None
+    """nf4: hold the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs the extra `qlora`, one
+    process and ZeRO stage 0 or 2."""
 
 
 class ModelConfig(Section):
@@ -54,6 +59,13 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora: LoraConfig | None = None
     """Train adapters instead of the weights."""
+
+    @model_validator(mode="after")
+    def _adapters_are_not_frozen(self) -> "ModelConfig":
+        both = [part for part in self.freeze if self.lora and part in self.lora.parts]
+        if both:
+            raise ValueError(f"freeze and lora.parts both name {', '.join(both)}, whose adapters learn: name it in one")
+        return self
 
 
 class ColumnsConfig(Section):

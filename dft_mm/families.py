@@ -16,8 +16,6 @@ class Family:
     """Class in transformers."""
     parts: dict[Part, tuple[str, ...]]
     """Part -> prefixes of its parameter names; the longest prefix that fits decides."""
-    lora_scope: str
-    """Prefix of the modules that adapters may be put into; the vision tower's MLP layers share their names."""
     has_vision: bool = False
     patch_cost: float = 0.0
     """Work of a picture patch beside that of a token, to balance ranks: parameters of the vision tower over those of
@@ -35,7 +33,6 @@ FAMILIES: tuple[Family, ...] = (
             "language": ("model.language_model.",),
             "embeddings": ("model.language_model.embed_tokens.", "lm_head."),
         },
-        lora_scope="model.language_model.",
         has_vision=True,
         patch_cost=0.2,  # 0.67 B over 3.1 B in the 3B model
     ),
@@ -44,14 +41,12 @@ FAMILIES: tuple[Family, ...] = (
         model_type="qwen2",
         model_class="Qwen2ForCausalLM",
         parts={"language": ("model.",), "embeddings": ("model.embed_tokens.", "lm_head.")},
-        lora_scope="model.",
     ),
     Family(
         name="Llama",
         model_type="llama",
         model_class="LlamaForCausalLM",
         parts={"language": ("model.",), "embeddings": ("model.embed_tokens.", "lm_head.")},
-        lora_scope="model.",
     ),
 )
 

@@ -12,14 +12,19 @@ from dft_mm.families import Family, part_of
 _ADAPTER_PREFIX = "base_model.model."  # what peft puts before every name
 
 
+def check_parts(parts: Sequence[Part], family: Family, key: str) -> None:
+    """Raise InputError, naming the recipe's key, for a part that the family does not have."""
+    for part in parts:
+        if part not in family.parts:
+            raise InputError(f"{key}: {family.name} has no part {part!r}; it has {', '.join(family.parts)}")
+
+
 def freeze(model: nn.Module, family: Family, parts: Sequence[Part]) -> None:
     """Switch off the gradients of the named parts.
 
     Raises InputError for a part that the family does not have, or when nothing is left to learn.
     """
-    for part in parts:
-        if part not in family.parts:
-            raise InputError(f"model.freeze: {family.name} has no part {part!r}; it has {', '.join(family.parts)}")
+    check_parts(parts, family, "model.freeze")
     for name, parameter in model.named_parameters():
         if part_of(family, name.removeprefix(_ADAPTER_PREFIX)) in parts:
             parameter.requires_grad_(False)

@@ -12,37 +12,49 @@ from transformers import AutoConfig, PreTrainedModel
 
 from dft_mm.config import LoraConfig
 from dft_mm.errors import InputError
-from dft_mm.families import Family
+from dft_mm.families import Family, part_of
+from dft_mm.model.freeze import check_parts
 from dft_mm.model.load import read_family
 
 
 def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> PeftModel:
-    """The model with adapters on the linear layers of its language part; everything else is frozen.
+    """The model with adapters on linear layers of the configured parts; everything else is frozen.
 
-    Raises InputError when `targets` names a layer that is not there.
+    Raises InputError for a part that the family does not have, and when `targets` names a layer that is not there.
     """
-    inside = [
+    check_parts(config.parts, family, "model.lora.parts")
+    layers = [
         name for name, module in model.named_modules()
-        if name.startswith(family.lora_scope) and isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and part_of(family, f"{name}.weight") in config.parts
     ]  # fmt: skip
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in inside})
-    targets = (
-        leaves
-        if config.targets == "all-linear"
-        else [config.targets]
-        if isinstance(config.targets, str)
-        else config.targets
-    )
-    unknown = sorted(set(targets) - set(leaves))
-    if unknown:
-        raise InputError(
-            f"model.lora.targets: no linear layer {unknown[0]!r} in the language model; there are {', '.join(leaves)}"
-        )
-    pattern = re.escape(family.lora_scope) + r".*\.(" + "|".join(map(re.escape, targets)) + ")"
+    targets = [config.targets] if isinstance(config.targets, str) else config.targets
+    if targets != ["all-linear"]:
+        unknown = [target for target in targets if not any(_is_called(name, target) for name in layers)]
+        if unknown:
+            there = sorted({name.rsplit(".", 1)[-1] for name in layers})
+            raise InputError(
+                f"model.lora.targets: no linear layer {unknown[0]!r} in {', '.join(config.parts)}; there are "
+                f"{', '.join(there)}"
+            )
+        layers = [name for name in layers if any(_is_called(name, target) for target in targets)]
+    # Whole names, of which peft takes a pattern: the parts of a model share the names of their layers, and the vision
+    # tower those of a layer that is none of them (its convolution is a `proj`, too).
+    pattern = "|".join(sorted(set(map(_of_any_block, layers))))
     peft_config = PeftLoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=pattern
     )
     return get_peft_model(model, peft_config)
+
+
+def _is_called(name: str, target: str) -> bool:
+    """Whether the last words of a dotted name are these."""
+    return f".{name}".endswith(f".{target}")
+
+
+def _of_any_block(name: str) -> str:
+    """A pattern of a layer's name in which the numbers on the way stand for all numbers: one for all blocks."""
+    *way, last = (re.escape(word) for word in name.split("."))
+    return r"\.".join([*(r"\d+" if word.isdigit() else word for word in way), last])
 
 
 def adapter_config(folder: Path, name: str, config: LoraConfig) -> PeftConfig:

@@ -1,12 +1,17 @@
 """Recipe + DeepSpeed JSON → engine. Every setting has one owner; the JSON holds what DeepSpeed alone knows."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
+from dft_mm import dist
 from dft_mm.config import Recipe, read_text
 from dft_mm.errors import InputError
 from dft_mm.families import Family
@@ -57,6 +62,9 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         raise InputError(
             f"{path}: DeepSpeed cannot accumulate bfloat16 gradients in float32 at stage 0; use stage 2 or 3"
         )
+    _check_offloaded_activations(config, recipe, path)
+    if recipe.model.lora and recipe.model.lora.quantize:
+        _check_quantized(stage, path)
     return config | {
         # The step sets accumulation boundaries itself, so both are 1 here whatever a step holds.
         "train_micro_batch_size_per_gpu": 1,
@@ -69,6 +77,35 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _check_offloaded_activations(config: dict[str, Any], recipe: Recipe, path: Path) -> None:
+    """What DeepSpeed can be asked about activations here is whether they wait on the CPU."""
+    asked = config.get("activation_checkpointing")
+    if asked is None:
+        return
+    others = [key for key, value in asked.items() if key != "cpu_checkpointing" and value]
+    if others:
+        raise InputError(
+            f"{path}: activation_checkpointing.{others[0]} is not supported: activations are recomputed layer by layer "
+            "and whole; of this section only cpu_checkpointing may be on"
+        )
+    if asked.get("cpu_checkpointing") and not recipe.model.gradient_checkpointing:
+        raise InputError(
+            f"{path}: activation_checkpointing.cpu_checkpointing has no effect without model.gradient_checkpointing; "
+            "switch that on or this off"
+        )
+
+
+def _check_quantized(stage: int, path: Path) -> None:
+    """A base in 4 bits cannot be partitioned, and is tried on one process only."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("model.lora.quantize: nf4 needs bitsandbytes; install the extra: pip install 'dft_mm[qlora]'")
+    if stage == 3 or dist.world_size() > 1:
+        raise InputError(
+            f"model.lora.quantize: nf4 is for one process at ZeRO stage 0 or 2; this run has {dist.world_size()} and "
+            f"stage {stage} ({path}). Use deepspeed: ds_configs/zero2.json and one GPU, or leave quantize out"
+        )
+
+
 def _walk(value: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
     """(dotted key, last key, value) of every entry of nested mappings."""
     if isinstance(value, dict):
@@ -79,6 +116,20 @@ def _walk(value: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
 
 def zero_stage(config: dict[str, Any]) -> int:
     return config.get("zero_optimization", {}).get("stage", 0)
+
+
+def checkpoint_activations(model: PreTrainedModel, config: dict[str, Any]) -> None:
+    """Recompute each layer's activations in the backward pass from its input (arXiv 1604.06174), which waits on the CPU
+    where the DeepSpeed config says so.
+    """
+    function = partial(checkpoint, use_reentrant=False)
+    if config.get("activation_checkpointing", {}).get("cpu_checkpointing"):
+        import deepspeed
+
+        deepspeed.checkpointing.configure(None, checkpoint_in_cpu=True)
+        function = deepspeed.checkpointing.non_reentrant_checkpoint
+    # transformers' public switch takes torch's function only, and makes embeddings ask for gradients that nobody needs.
+    model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
 
 
 def build_engine(module: Trainable, family: Family, recipe: Recipe, config: dict[str, Any]) -> Any:

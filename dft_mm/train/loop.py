@@ -20,7 +20,7 @@ from dft_mm.model.load import Processing, load_model, load_processing, resolve
 from dft_mm.model.lora import add_lora
 from dft_mm.progress import progress
 from dft_mm.train import checkpoint
-from dft_mm.train.engine import build_engine, deepspeed_config, zero_stage
+from dft_mm.train.engine import build_engine, checkpoint_activations, deepspeed_config, zero_stage
 from dft_mm.train.export import export_live
 from dft_mm.train.feed import RunData, heldout_batches, load_data, train_batches
 from dft_mm.train.lifecycle import Status, reported, stop_signals
@@ -67,11 +67,13 @@ def build_module(recipe: Recipe, family: Family, config: dict[str, Any]) -> Trai
     """The model with its loss head, frozen parts and adapters, in training mode."""
     torch.manual_seed(recipe.seed)  # adapters start from random numbers
     partition = config if zero_stage(config) == 3 else None
-    model = load_model(recipe.model.path, recipe.model.dtype, recipe.model.attention, partition)
+    lora = recipe.model.lora
+    quantize = lora.quantize if lora else None
+    model = load_model(recipe.model.path, recipe.model.dtype, recipe.model.attention, partition, quantize)
     if recipe.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if recipe.model.lora:
-        model = add_lora(model, family, recipe.model.lora)
+        checkpoint_activations(model, config)
+    if lora:
+        model = add_lora(model, family, lora)
     if recipe.model.freeze:
         freeze(model, family, recipe.model.freeze)
     return Trainable(model).train()

@@ -2,12 +2,11 @@
 
 import pytest
 
-from dft_mm.config import LoraConfig, OptimConfig
+from dft_mm.config import OptimConfig
 from dft_mm.errors import InputError
 from dft_mm.families import part_of
 from dft_mm.model.freeze import freeze, parameter_groups
 from dft_mm.model.load import load_model, read_family
-from dft_mm.model.lora import add_lora
 
 
 def test_frozen_parts_do_not_learn_and_the_rest_does(folder):
@@ -36,17 +35,3 @@ def test_each_part_has_its_rate_and_vectors_are_not_decayed(folder):
     for name, parameter in names.items():
         rate = rates.get(part_of(family, name), 1.0)
         assert seen[id(parameter)] == (rate, rate, 0.1 if parameter.ndim > 1 else 0.0)
-
-
-def test_adapters_sit_in_the_language_model_only(folder):
-    family = read_family(folder)
-    model = add_lora(load_model(folder), family, LoraConfig(rank=2))
-    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert learning
-    assert all(".lora_" in name and "visual" not in name for name in learning)
-    # q k v o and gate up down, A and B, two layers
-    assert len(learning) == 7 * 2 * 2
-    some = add_lora(load_model(folder), family, LoraConfig(rank=2, targets=["q_proj", "up_proj"]))
-    assert sum(parameter.requires_grad for parameter in some.parameters()) == 2 * 2 * 2
-    with pytest.raises(InputError, match="no linear layer 'nope'"):
-        add_lora(load_model(folder), family, LoraConfig(targets=["nope"]))
