@@ -37,17 +37,28 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, padded on the right."""
+    """One micro-batch: examples padded on the right, or packed one behind the other into one row."""
 
     input_ids: Tensor
-    """(B, T) int64."""
-    attention_mask: Tensor
-    """(B, T) int64, 1 where there is a token, the blank picture's included."""
-    labels: Tensor
-    """(B, T) int64, aligned with input_ids (nothing is shifted), IGNORE_INDEX where nothing is learned."""
+    """(B, T) int64; B is 1 when packed."""
+    rows: Tensor
+    """(M,) int64, rising: positions of the flattened (B · T) hidden states that predict a supervised token."""
+    targets: Tensor
+    """(M,) int64: the token that each of them predicts. Found on the CPU, where it costs no synchronisation."""
+    sequences: Tensor
+    """(M,) int64: number of the example that each belongs to, among those with supervised tokens."""
     example_ids: tuple[str, ...]
     tokens: int
     """Real tokens: without padding and blank pictures."""
+    attention_mask: Tensor | None = None
+    """(B, T) int64, 1 where there is a token, the blank picture's included; None when packed."""
+    position_ids: Tensor | None = None
+    """Positions, where the model is not to number them itself: (3, B, T) M-RoPE padded, (4, 1, T) with text positions
+    before them packed; (1, T) of packed text models."""
+    cu_seqlens: Tensor | None = None
+    """(S + 1,) int32: where the packed segments begin and end; None when padded."""
+    seqlens: tuple[int, ...] = ()
+    """Lengths of the packed segments."""
     mm_token_type_ids: Tensor | None = None
     """(B, T) int64, 1 at image tokens; only for families with vision."""
     patches: Tensor | None = None
@@ -61,7 +72,7 @@ class Batch:
     """Frames of a patch; a picture is repeated to fill them."""
 
     policy: Tensor | None = None
-    """(B, T) uint8: number of each position's loss among those of the run; None: the first for all."""
+    """(M,) uint8: number of each target's loss among those of the run; None: the first for all."""
     lost: tuple[str, ...] = ()
     """Id and reason of each example whose picture is not there any more."""
     lost_tokens: int = 0
@@ -70,7 +81,7 @@ class Batch:
     @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the decoder (without the labels); the pixel values are made here, on the device."""
-        names = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
+        names = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "image_grid_thw")
         inputs = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.patches is not None:
             inputs["pixel_values"] = normalise(
@@ -79,9 +90,16 @@ class Batch:
         return inputs
 
     @property
+    def labels(self) -> Tensor:
+        """(B, T) int64, aligned with input_ids (nothing is shifted), IGNORE_INDEX where nothing is learned."""
+        labels = torch.full_like(self.input_ids, IGNORE_INDEX)
+        labels.view(-1)[self.rows + 1] = self.targets
+        return labels
+
+    @property
     def supervised_tokens(self) -> int:
-        """Tokens that the loss counts: the first position of a row has nothing before it to be predicted from."""
-        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+        """M."""
+        return len(self.targets)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -90,6 +108,13 @@ class Batch:
             for name, value in vars(self).items()
         }
         return Batch(**moved)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that is copied to a GPU while both work; torch's DataLoader asks for it."""
+        pinned = {
+            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
+        return Batch(**pinned)
 
 
 def normalise(

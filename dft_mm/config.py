@@ -16,7 +16,20 @@ Format = Literal[
     "auto", "wethink", "sharegpt", "alpaca", "messages", "prompt_completion", "qwenvl", "problem_solution",
     "question_answer", "preference", "columns",
 ]  # fmt: skip
-LossName = Literal["sft", "dft"]
+LossName = Literal[
+    "sft", "dft", "power", "mix", "profit", "eaft", "chord", "focal", "iw_sft", "asft", "sed", "dft_sequence"
+]
+LOSS_NUMBERS: dict[LossName, dict[str, Any]] = {
+    "power": {"alpha": 0.5},
+    "mix": {"alpha": 0.5},
+    "profit": {"tau": 0.1},
+    "eaft": {"alpha": 1.0, "top_k": 20},
+    "focal": {"gamma": 2.0},
+    "iw_sft": {"clip": (0.2, 1.8), "reference": None},
+    "asft": {"kl": 0.1, "reference": None},
+    "sed": {"diversity": 0.2, "tau": 0.95, "top_k": 2},
+}
+"""The numbers that each loss has, with their defaults; to give another one is an error."""
 
 
 class Section(BaseModel):
@@ -86,8 +99,56 @@ class ColumnsConfig(Section):
 
 
 class LossConfig(Section):
+    """A token's loss, and when it sets in. Formulas and papers: dft_mm/loss/family.py."""
+
     name: LossName = "dft"
-    """sft: -log p; dft: -sg(p) log p (arXiv 2508.05629, eq. 9)."""
+    """sft: -log p; dft: -sg(p) log p (arXiv 2508.05629, eq. 9); power, mix, profit, eaft, chord, focal, iw_sft: other
+    weights; asft: dft held near a reference; sed: sft that keeps diversity; dft_sequence: weight of a whole answer."""
+    alpha: float | None = Field(default=None, ge=0)
+    """power: w = p^alpha (0 is sft, 1 is dft); mix: w = alpha p + 1 - alpha; eaft: w = entropy^alpha."""
+    tau: float | None = Field(default=None, ge=0, le=1)
+    """profit: learn from tokens with p above it; sed: where the top_k most probable tokens hold less than it."""
+    gamma: float | None = Field(default=None, ge=0)
+    """focal: w = (1 - p)^gamma."""
+    kl: float | None = Field(default=None, ge=0)
+    """asft: weight of KL(reference || model)."""
+    clip: tuple[float, float] | None = None
+    """iw_sft: smallest and largest ratio of p to the reference's p."""
+    top_k: int | None = Field(default=None, ge=1)
+    """eaft: tokens whose entropy is taken; sed: tokens whose probability is summed."""
+    diversity: float | None = Field(default=None, ge=0)
+    """sed: weight of (p - 1/2)^2."""
+    reference: str | None = None
+    """asft, iw_sft: model that p is compared with; default: the base model, which LoRA has without its adapters."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of sft before this loss."""
+    ramp_steps: int = Field(default=0, ge=0)
+    """Steps after these over which the loss goes from sft to this one, linearly."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_of_the_loss(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        name = values.get("name", "dft")
+        own = LOSS_NUMBERS.get(name, {})
+        for key in {key for numbers in LOSS_NUMBERS.values() for key in numbers} - set(own):
+            if values.get(key) is not None and name in get_args(LossName):
+                having = ", ".join(other for other, numbers in LOSS_NUMBERS.items() if key in numbers)
+                raise ValueError(f"loss {name} has no {key}: it belongs to {having}")
+        return values | {key: default for key, default in own.items() if values.get(key) is None}
+
+    @model_validator(mode="after")
+    def _alpha_of_mix_and_clip_are_in_range(self) -> "LossConfig":
+        if self.name == "mix" and self.alpha is not None and self.alpha > 1:
+            raise ValueError(f"alpha ({self.alpha:g}) of mix is a share, from 0 to 1")
+        if self.clip is not None and not 0 <= self.clip[0] <= self.clip[1]:
+            raise ValueError(f"clip ({self.clip[0]:g}, {self.clip[1]:g}) is the smallest and the largest ratio, from 0")
+        return self
+
+    def share(self, step: int) -> float:
+        """How much of this loss a step (from 1) has; the rest is sft."""
+        return min(max((step - self.warmup_steps) / max(self.ramp_steps, 1), 0.0), 1.0)
 
 
 class SourceConfig(Section):
@@ -146,8 +207,9 @@ class DataConfig(Section):
     """A larger picture is reduced to this area; 784 pixels (28 x 28) make one token."""
     supervise: Literal["answers", "last_answer"] = "answers"
     """Learn from every assistant turn, or from the last one only."""
-    pack: Literal[False] = False
-    """Rows of a micro-batch are padded to the longest."""
+    pack: bool = False
+    """Rows of a micro-batch stand one behind the other and cannot see each other; false: they are padded to the
+    longest."""
     workers: int = Field(default=2, ge=0)
     """Processes of a rank that make micro-batches ahead; 0: the training process makes them itself."""
     bad_rows: float = Field(default=0.01, ge=0, le=1)
@@ -195,6 +257,11 @@ class TrainConfig(Section):
     """End after so many steps instead, if that is earlier; the schedule ends there too."""
     micro_tokens: int = Field(default=8192, ge=8)
     """Tokens, padding included, of one micro-batch on one rank."""
+    skip_budget: float = Field(default=0.0, ge=0, le=1.0e-3)
+    """Rows of the loss head whose gradients together are certain to be at most this share of all rows' are not
+    multiplied out; 0: every row is."""
+    log_entropy: bool = False
+    """Also measure the mean entropy of the predictions."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep: int = Field(default=2, ge=2)
@@ -224,6 +291,14 @@ class Recipe(Section):
             raise ValueError(
                 f"data.max_length ({self.data.max_length}) is above train.micro_tokens ({self.train.micro_tokens}): "
                 "an example would not fit a micro-batch; raise micro_tokens or lower max_length"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _eager_attention_is_padded(self) -> "Recipe":
+        if self.data.pack and self.model.attention == "eager":
+            raise ValueError(
+                "model.attention: eager cannot keep packed rows apart; use sdpa or flash, or set data.pack: false"
             )
         return self
 

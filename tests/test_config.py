@@ -134,7 +134,7 @@ def test_a_bad_override_is_quoted(load, override):
          ["heldout files or heldout_fraction"]),
         ("data.train=[]", ["data.train"]),
         ("data.train=[{path: a, format: csvv}]", ["data.train.0.format", "'csvv'", "messages"]),
-        ("loss.name=dtf", ["loss.name", "'dtf'", "'sft' or 'dft'"]),
+        ("loss.name=dtf", ["loss.name", "'dtf'", "'sft', 'dft', 'power'"]),
         ("optim.lr=.inf", ["optim.lr", "finite"]),
         ("name=../up", ["'name'", "../up"]),
         ("train.keep=1", ["train.keep", "2", "(got 1)"]),

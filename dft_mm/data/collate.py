@@ -49,17 +49,18 @@ class Collator:
         attention_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         # Without token types Qwen2.5-VL falls back to one-dimensional positions and says nothing.
         types = None if self._image is None else ((input_ids == self._image) & (attention_mask == 1)).long()
-        policy = None
-        if any(example.policy for example in examples):
-            of_rows = torch.tensor([[example.policy] for example in examples], dtype=torch.uint8)
-            policy = of_rows.expand(-1, input_ids.shape[1]).contiguous()
+        padded = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+        of_example, at = (padded != IGNORE_INDEX).nonzero(as_tuple=True)
+        policies = torch.tensor([example.policy for example in examples] or [0], dtype=torch.uint8)
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            labels=pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            rows=of_example * input_ids.shape[1] + at - 1,
+            targets=padded[of_example, at],
+            sequences=torch.unique_consecutive(of_example, return_inverse=True)[1],
             example_ids=tuple(example.id for example in examples),
             tokens=sum(len(example.ids) for example in examples),
-            policy=policy,
+            policy=policies[of_example] if policies.any() else None,
             lost=tuple(f"{example.id}: {example.lost}" for example in examples if example.lost),
             lost_tokens=sum(example.lost_tokens for example in examples),
             mm_token_type_ids=types,

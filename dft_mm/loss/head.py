@@ -6,25 +6,31 @@ Logits are made tile by tile, and each tile is turned into its gradient in place
 pass; the backward pass only scales. A tile is either some rows by the whole vocabulary, or all rows by some of the
 vocabulary. The second needs the logits twice, once for the softmax's sum and once for the gradient (four matrix
 products for three), and is taken where the first would multiply thin matrices, or add the weight's gradient up in a
-narrow type.
+narrow type, and where a token's weight hangs on other tokens.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dft_mm.config import LossConfig
-from dft_mm.loss.tokens import Weight, supervised_rows, weight_function
+from dft_mm.loss import tiles
+from dft_mm.loss.family import Objective, Tokens
+from dft_mm.loss.tokens import answers_of, supervised_rows
 
-TILE_SHARE = 16
-"""A tile holds this fraction of the (M, V) logits,"""
-TILE_MIN, TILE_MAX = 2**18, 2**27
-"""within these numbers of elements."""
-THIN = 64
+TILE_SHARE = 12
+"""A tile holds this fraction of the (N, V) logits,"""
+TILE_MIN, TILE_MAX = 2**20, 320 * 2**20
+"""within these numbers of bytes."""
+THIN = 48
 """Fewer rows than this make a matrix product slow: reading the weight then takes longer than multiplying."""
+EVEN_ROWS = 16
+"""A CPU's matrix product takes half as long again for rows that are no multiple of this; zero rows fill them up."""
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -33,7 +39,7 @@ class HeadLoss(NamedTuple):
     """Sums over the supervised rows, and what telemetry wants of each; float32, or float64 for float64 inputs."""
 
     loss: Tensor
-    """(): Σ weight · nll; carries the gradient."""
+    """(): Σ of the token losses; carries the gradient."""
     nll: Tensor
     """(): Σ nll, detached."""
     tokens: Tensor
@@ -44,14 +50,53 @@ class HeadLoss(NamedTuple):
     """(M,): its weight, detached."""
     token_targets: Tensor
     """(M,) int64: its target."""
+    token_entropy: Tensor
+    """(M,): entropy of its prediction, detached; (0,) where it was not asked for."""
+    skipped: Tensor
+    """() int64: rows whose gradient was certain to be negligible, and was not multiplied out."""
+
+
+class Reference(NamedTuple):
+    """The output layer of a reference model and what goes into it, for losses that compare with one."""
+
+    hidden: Tensor
+    """(N, D)"""
+    weight: Tensor
+    """(V, D)"""
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What an output layer does besides multiplying, and what is wanted of the head."""
+
+    logit_scale: float = 1.0
+    """Logits are multiplied with it (Granite, Cohere),"""
+    softcap: float | None = None
+    """and then bounded: softcap · tanh(logit / softcap) (Gemma 2)."""
+    entropy: bool = False
+    """Also return the entropy of each prediction."""
+    skip_budget: float = 0.0
+    """Rows are not multiplied out whose share of the sum of the norms of all rows' gradients for their logits is
+    together at most this: no one's is greater than √2 · |w| · (1 - p), nor smaller than |w| · (1 - p)."""
 
 
 def linear_token_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, loss: str | LossConfig, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    loss: str | LossConfig | Objective,
+    bias: Tensor | None = None,
+    *,
+    ref_logits: Tensor | None = None,
+    reference: Reference | None = None,
+    sequences: Tensor | None = None,
+    step: int | None = None,
+    options: HeadOptions | None = None,
 ) -> HeadLoss:
     """`token_loss(hidden @ weight.T + bias, targets, loss)`, summed.
 
-    What it holds beyond inputs and gradients is about 1/16 of the (M, V) float32 logits. Gradients that nothing asks
+    What it holds beyond inputs and gradients is about 1/12 of the (N, V) float32 logits. Gradients that nothing asks
     for (a frozen weight, no_grad) are not computed. With no supervised row the loss is 0 with zero gradients, so that
     every rank of a sharded model takes the same path. A second backward pass over a retained graph computes anew.
 
@@ -59,44 +104,94 @@ def linear_token_loss(
         hidden: (N, D), of any floating type; the softmax is float32, float64 for float64.
         weight: (V, D).
         targets: (N,) integers in [0, V), IGNORE_INDEX where nothing is learned. Nothing is shifted.
-        loss: a name of `tokens.WEIGHTS`, or the recipe's section.
+        loss: a name of `family.FORMS`, or the recipe's section.
         bias: (V,), added to the logits.
+        ref_logits: (N, V) of the reference, for losses that have one (asft, iw_sft); or rather
+        reference: its output layer, so that its logits are not held either.
+        sequences: (N,) integers, equal within an answer, for dft_sequence; default: one answer.
+        step: the step, from 1, for a loss with warmup_steps or ramp_steps.
+        options: scale and cap of the logits, and what else is wanted.
 
     Raises:
-        ValueError: unknown loss, shapes that do not match, or a target outside the vocabulary.
+        ValueError: unknown loss, a missing reference or step, shapes that do not match, or a target outside the
+            vocabulary.
         RuntimeError: in a backward pass with create_graph=True.
     """
-    weigh = weight_function(loss)
+    objective = loss if isinstance(loss, Objective) else Objective(loss, step)
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden is (N, D) and weight (V, D); these are {tuple(hidden.shape)}, {tuple(weight.shape)}")
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"{len(hidden)} rows of hidden need targets of that shape, not {tuple(targets.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"a weight of {len(weight)} rows needs a bias of that shape, not {tuple(bias.shape)}")
+    if ref_logits is not None and ref_logits.shape != (len(hidden), len(weight)):
+        raise ValueError(f"ref_logits are (N, V) = ({len(hidden)}, {len(weight)}), not {tuple(ref_logits.shape)}")
+    if reference is not None and (len(reference.hidden), len(reference.weight)) != (len(hidden), len(weight)):
+        raise ValueError(
+            f"the reference has {len(reference.hidden)} rows over {len(reference.weight)} tokens, "
+            f"the model {len(hidden)} over {len(weight)}"
+        )
+    objective.check_inputs(ref_logits if reference is None else reference, targets)
     rows, kept = supervised_rows(targets, len(weight))
+    answers = answers_of(targets, sequences, rows) if objective.by_sequence else None
+    return supervised_loss(hidden, weight, bias, rows, kept, objective, None, answers, ref_logits, reference, options)
+
+
+def supervised_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    kinds: Tensor | None = None,
+    sequences: Tensor | None = None,
+    ref_logits: Tensor | None = None,
+    reference: Reference | None = None,
+    options: HeadOptions | None = None,
+) -> HeadLoss:
+    """`linear_token_loss` for rows that are known already, which costs a GPU no synchronisation; nothing is checked.
+
+    Args:
+        hidden: (N, D).
+        rows: (M,) int64, rising: the supervised ones.
+        targets: (M,) int64.
+        kinds: (M,): number of each one's loss in the objective; None: the first.
+        sequences: (M,) int64 in [0, M): number of each one's answer.
+    """
+    work = _Work(bias, rows, targets, objective, kinds, sequences, ref_logits, reference, options or HeadOptions())
     # Inside the function grad mode is always off, so whether anybody wants gradients is asked here.
-    total, nll, token_weight = _LinearTokenLoss.apply(hidden, weight, bias, rows, kept, weigh, torch.is_grad_enabled())
-    return HeadLoss(total, nll.sum(), nll.new_full((), len(kept)), nll, token_weight, kept)
+    total, nll, token_weight, entropy, skipped = _LinearTokenLoss.apply(
+        hidden, weight, bias, work, torch.is_grad_enabled()
+    )
+    return HeadLoss(total, nll.sum(), nll.new_full((), len(rows)), nll, token_weight, targets, entropy, skipped)
+
+
+class _Work(NamedTuple):
+    """What the head is given besides what it differentiates."""
+
+    bias: Tensor | None
+    rows: Tensor
+    targets: Tensor
+    objective: Objective
+    kinds: Tensor | None
+    sequences: Tensor | None
+    ref_logits: Tensor | None
+    reference: Reference | None
+    options: HeadOptions
 
 
 class _LinearTokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        rows: Tensor,
-        targets: Tensor,
-        weigh: Weight,
-        learning: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work, learning: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         ctx.wanted = tuple(learning and needed for needed in ctx.needs_input_grad[:3])
-        ctx.weigh = weigh
-        ctx.save_for_backward(hidden, weight, bias, rows, targets)
-        nll, token_weight, ctx.grads = _evaluate(hidden, weight, bias, rows, targets, weigh, ctx.wanted)
-        ctx.mark_non_differentiable(nll, token_weight)
-        return (token_weight * nll).sum(), nll, token_weight
+        ctx.work = work
+        ctx.save_for_backward(hidden, weight)
+        loss, *of_tokens, ctx.grads = _evaluate(hidden, weight, work, ctx.wanted)
+        ctx.mark_non_differentiable(*of_tokens)
+        return loss, *of_tokens
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,93 +200,208 @@ class _LinearTokenLoss(torch.autograd.Function):
         # The buffers are scaled in place and given away; whoever comes again by a retained graph gets new ones.
         grads, ctx.grads = ctx.grads, None
         if grads is None:
-            *_, grads = _evaluate(*ctx.saved_tensors, ctx.weigh, ctx.wanted)
+            *_, grads = _evaluate(*ctx.saved_tensors, ctx.work, ctx.wanted)
         for grad in grads:
             if grad is not None:
                 _scale(grad, scale)
-        return *grads, None, None, None, None
+        return *grads, None, None
 
 
 def _evaluate(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    rows: Tensor,
-    targets: Tensor,
-    weigh: Weight,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor, Tensor, Grads]:
-    """nll (M,), weight (M,) and the gradients of Σ weight · nll for hidden, weight and bias, where wanted."""
+    hidden: Tensor, weight: Tensor, work: _Work, wanted: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Grads]:
+    """Σ loss (), nll (M,), weight (M,), entropy (M,) or (0,), skipped () and the gradients for hidden, weight and bias,
+    where wanted.
+    """
+    bias, objective, options = work.bias, work.objective, work.options
     dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
     mixed = _multiplies_mixed(hidden, weight)
-    all_supervised = len(rows) == len(hidden)
-    h = hidden if all_supervised else hidden[rows]
-    h = h if mixed else h.to(dtype)
-    nll, token_weight = h.new_empty(len(h), dtype=dtype), h.new_empty(len(h), dtype=dtype)
+    count, vocabulary = len(work.rows), len(weight)
+    h, targets = _even_rows(hidden, work, dtype if not mixed else hidden.dtype)
+    ops = tile_functions(hidden.device, objective)
+    nll, token_weight = (h.new_empty(count, dtype=dtype) for _ in range(2))
+    entropy = h.new_empty(count if options.entropy else 0, dtype=dtype)
+    loss = h.new_zeros((), dtype=dtype)
+    skipped = torch.zeros((), dtype=torch.int64, device=h.device)
     grad_h = torch.zeros_like(h, dtype=dtype) if wanted[0] else None
     grad_w = torch.zeros_like(weight) if wanted[1] else None
-    grad_b = h.new_zeros(len(weight), dtype=dtype) if wanted[2] else None
+    grad_b = h.new_zeros(vocabulary, dtype=dtype) if wanted[2] else None
 
-    height, width = _tile(h, weight, mixed, wanted[1])
-    columns = list(_slices(len(weight), width))
-    buffer = h.new_empty(height * width, dtype=dtype)
-
-    def logits(r: slice, c: slice) -> tuple[Tensor, Tensor]:
-        w = weight[c] if mixed else weight[c].to(dtype)
-        z = buffer[: (r.stop - r.start) * (c.stop - c.start)].view(r.stop - r.start, c.stop - c.start)
-        torch.mm(h[r], w.t(), **({"out_dtype": dtype} if mixed else {}), out=z)
-        return (z if bias is None else z.add_(bias[c])), w
+    compare = objective.needs_reference
+    height, width = _tile(len(hidden), h, weight, mixed, wanted[1], objective.by_sequence)
+    buffers = [h.new_empty(height * width, dtype=dtype) for _ in range(1 + compare)]
+    columns = list(_slices(vocabulary, width))
+    single = len(columns) == 1
 
     # Autocast would narrow the products behind our back.
     with torch.autocast(h.device.type, enabled=False):
         for r in _slices(len(h), height):
-            top = h.new_full((r.stop - r.start, 1), torch.finfo(dtype).min, dtype=dtype)
-            total, at_target = torch.zeros_like(top), torch.zeros_like(top)
+            real = slice(r.start, min(r.stop, count))
+            sums = tiles.Sums.start(h[r].to(dtype) if mixed else h[r], options.entropy, objective.top_k > 0)
+            ref_sums = tiles.Sums.start(h[r].to(dtype) if mixed else h[r], cross=objective.is_anchored)
             for c in columns:
-                z, w = logits(r, c)
-                index, inside = _within(targets[r], c)
-                at_target = torch.where(inside, z.gather(1, index), at_target)
-                before, top = top, torch.maximum(top, z.amax(1, keepdim=True))
-                total = total * (before - top).exp() + z.sub_(top).exp_().sum(1, keepdim=True)
-            # Differences of logits first: at ±1e4 the sum top + log(total) would lose three digits.
-            nll[r] = (total.log() - (at_target - top)).squeeze(1)
-            token_weight[r] = weigh(torch.exp(-nll[r]))
+                z, cap_slope = _logits(h[r], weight, bias, c, buffers[0], mixed, options)
+                if compare:
+                    ref_z = _ref_logits(work, r, c, buffers[1], dtype, options)
+                    ops.fold(ref_z, ref_sums, targets[r], c.start, model_z=z)
+                ops.fold(z, sums, targets[r], c.start, objective.top_k)
+            n = real.stop - real.start
+            tokens = Tokens(
+                sums.nll[:n],
+                sums.log_largest[:n] if sums.largest is not None else None,
+                ref_sums.nll[:n] if compare else None,
+                None if work.sequences is None else work.sequences[real],
+            )
+            weighted = objective(tokens, None if work.kinds is None else work.kinds[real])
+            nll[real], token_weight[real] = tokens.nll, weighted.weight
+            loss += weighted.value.sum()
+            if options.entropy:
+                entropy[real] = sums.entropy[:n]
+            anchor = None
+            if objective.is_anchored:
+                anchor = torch.as_tensor(weighted.anchor, dtype=dtype, device=h.device).expand(n)
+                loss += (anchor * ref_sums.divergence(sums)[:n]).sum()
+                anchor = _column(anchor, r)
             if not any(wanted):
                 continue
-            factor = token_weight[r][:, None]
+            slope = _column(weighted.slope, r)
+            scale = slope if anchor is None else slope + anchor
+            keep = None
+            if options.skip_budget and anchor is None:
+                keep = _rows_that_count(weighted.slope, tokens.p, options.skip_budget)
+                skipped += n - len(keep)
             for c in columns:
-                if len(columns) > 1:
-                    z, w = logits(r, c)
-                    z.sub_(top).exp_()
-                index, inside = _within(targets[r], c)
-                z.mul_(factor / total).scatter_add_(1, index, torch.where(inside, -factor, 0.0))
+                if not single:
+                    z, cap_slope = _logits(h[r], weight, bias, c, buffers[0], mixed, options)
+                grad_z = ops.gradient(z, sums, slope, targets[r], c.start, scale, fresh=not single)
+                if anchor is not None:
+                    if not single:
+                        ref_z = _ref_logits(work, r, c, buffers[1], dtype, options)
+                        ref_z.sub_(ref_sums.top).exp_()
+                    grad_z.sub_(ref_z.mul_(anchor / ref_sums.total))
+                if cap_slope is not None:
+                    grad_z.mul_(cap_slope)
+                if options.logit_scale != 1.0:
+                    grad_z.mul_(options.logit_scale)
+                inputs = h[r]
+                if keep is not None:
+                    grad_z, inputs = grad_z[keep], inputs[keep]
                 if grad_b is not None:
-                    grad_b[c] += z.sum(0)
-                d = z.to(weight.dtype) if mixed else z
+                    grad_b[c] += grad_z.sum(0)
+                d = grad_z.to(weight.dtype) if mixed else grad_z
+                w = weight[c] if mixed else weight[c].to(dtype)
                 if grad_h is not None:
-                    _add_product(grad_h[r], d, w)
+                    if keep is None:
+                        _add_product(grad_h[r], d, w)
+                    else:
+                        grad_h[r].index_add_(0, keep, torch.mm(d, w).to(dtype))
                 if grad_w is not None:
-                    _add_product(grad_w[c], d.t(), h[r])
+                    _add_product(grad_w[c], d.t(), inputs)
     if grad_h is not None:
-        grad_h = grad_h.to(hidden.dtype)
-        grad_h = grad_h if all_supervised else torch.zeros_like(hidden).index_copy_(0, rows, grad_h)
-    return nll, token_weight, (grad_h, grad_w, None if grad_b is None else grad_b.to(bias.dtype))
+        grad_h = grad_h[:count].to(hidden.dtype)
+        if count < len(hidden):
+            grad_h = torch.zeros_like(hidden).index_copy_(0, work.rows, grad_h)
+    return (
+        loss, nll, token_weight, entropy, skipped, (grad_h, grad_w, None if grad_b is None else grad_b.to(bias.dtype))
+    )  # fmt: skip
 
 
-def _tile(h: Tensor, weight: Tensor, mixed: bool, weight_learns: bool) -> tuple[int, int]:
+def tile_functions(device: torch.device, objective: Objective) -> ModuleType:
+    """`fold` and `gradient` for a device: Triton's where a CUDA device has them and no reference is compared with."""
+    if device.type == "cuda" and not objective.needs_reference:
+        from dft_mm.loss import triton_tiles
+
+        return triton_tiles
+    return tiles
+
+
+def _even_rows(hidden: Tensor, work: _Work, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The supervised rows (M', D) and their targets (M',); on a CPU filled up with zeros to an even number."""
+    count = len(work.rows)
+    even = count if hidden.is_cuda else math.ceil(count / EVEN_ROWS) * EVEN_ROWS
+    if even == count == len(hidden):
+        return hidden.to(dtype), work.targets
+    h = hidden.new_zeros((even, hidden.shape[1]), dtype=dtype)
+    h[:count] = hidden[work.rows] if count < len(hidden) else hidden
+    return h, torch.nn.functional.pad(work.targets, (0, even - count))
+
+
+def _column(values: Tensor, r: slice) -> Tensor:
+    """(n,) → (R, 1), zero for the rows that fill up."""
+    return torch.nn.functional.pad(values, (0, r.stop - r.start - len(values)))[:, None]
+
+
+def _logits(
+    h: Tensor, weight: Tensor, bias: Tensor | None, c: slice, buffer: Tensor, mixed: bool, options: HeadOptions
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (R, C) in the buffer, and the slope of their cap (R, C), where there is one."""
+    z = _tile_view(buffer, len(h), c.stop - c.start)
+    w = weight[c] if mixed else weight[c].to(buffer.dtype)
+    torch.mm(h, w.t(), **({"out_dtype": buffer.dtype} if mixed else {}), out=z)
+    if bias is not None:
+        z.add_(bias[c])
+    return _scale_and_cap(z, options)
+
+
+def _ref_logits(work: _Work, r: slice, c: slice, buffer: Tensor, dtype: torch.dtype, options: HeadOptions) -> Tensor:
+    """Logits (R, C) of the reference in the buffer."""
+    z = _tile_view(buffer, r.stop - r.start, c.stop - c.start)
+    rows = work.rows[r.start : r.stop]
+    z[len(rows) :] = 0.0
+    if work.reference is None:
+        z[: len(rows)] = work.ref_logits[rows, c]
+        return z
+    h, weight, bias = work.reference
+    torch.mm(h[rows].to(dtype), weight[c].to(dtype).t(), out=z[: len(rows)])
+    if bias is not None:
+        z.add_(bias[c])
+    return _scale_and_cap(z, options)[0]
+
+
+def _scale_and_cap(z: Tensor, options: HeadOptions) -> tuple[Tensor, Tensor | None]:
+    if options.logit_scale != 1.0:
+        z.mul_(options.logit_scale)
+    if options.softcap is None:
+        return z, None
+    bounded = z.div_(options.softcap).tanh_()
+    slope = 1 - bounded**2
+    return bounded.mul_(options.softcap), slope
+
+
+def _tile_view(buffer: Tensor, rows: int, width: int) -> Tensor:
+    """A tile (rows, width) of a buffer. On a CPU its columns lie together, which its matrix products like better."""
+    part = buffer[: rows * width]
+    return part.view(rows, width) if buffer.is_cuda else part.view(width, rows).t()
+
+
+def _rows_that_count(slope: Tensor, p: Tensor, budget: float) -> Tensor:
+    """Indices of the rows that are left when as many as the budget allows are left out, the smallest first."""
+    least = slope.abs() * (1 - p)
+    order = least.argsort()
+    spent = (math.sqrt(2) * least[order]).cumsum(0)
+    count = int((spent > budget * least.sum()).sum())
+    count = min(len(order), math.ceil(count / EVEN_ROWS) * EVEN_ROWS)
+    return order[len(order) - count :].sort().values
+
+
+def _tile(
+    rows_of_all: int, h: Tensor, weight: Tensor, mixed: bool, weight_learns: bool, all_rows: bool
+) -> tuple[int, int]:
     """Rows and columns of the tiles of the (M, V) logits."""
     (rows, dim), vocabulary = h.shape, len(weight)
-    tile = min(max(rows * vocabulary // TILE_SHARE, TILE_MIN), TILE_MAX)
-    if mixed:
-        tile //= 2  # the tile has a narrow copy
+    size = 6 if mixed else max(h.element_size(), 4)  # the gradient is a narrow copy beside the tile
+    share = rows_of_all * vocabulary * size // TILE_SHARE
+    tile = min(max(share, TILE_MIN), TILE_MAX) // size
     # A narrow weight is widened block by block, and the sum of its gradient must not pass through the narrow type.
     blocks_of_weight = weight.dtype != h.dtype or (mixed and weight_learns)
-    if not blocks_of_weight and tile // vocabulary >= min(rows, THIN):
-        return _even(rows, tile // vocabulary), vocabulary
+    if not blocks_of_weight and not all_rows and tile // vocabulary >= min(rows, THIN):
+        height = _even(rows, tile // vocabulary)
+        even = height if h.is_cuda else math.ceil(height / EVEN_ROWS) * EVEN_ROWS
+        return max(1, min(rows, even)), vocabulary
     # Widened copies: of hidden and its gradient for the whole time, of one block of the weight and its gradient.
     if blocks_of_weight:
-        tile = max(tile - 2 * rows * dim, tile // 4)
-    return max(rows, 1), _even(vocabulary, tile // max(1, rows + (2 * dim if blocks_of_weight else 0)))
+        tile = max(tile - 3 * rows * dim, tile // 4)
+    return max(rows, 1), _even(vocabulary, tile // max(1, rows + (3 * dim if blocks_of_weight else 0)))
 
 
 def _even(length: int, largest: int) -> int:
@@ -201,13 +411,6 @@ def _even(length: int, largest: int) -> int:
 
 def _slices(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
-
-
-def _within(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """targets (m,) → their index (m, 1) in a block of columns, and whether they are in it (else the index is moot)."""
-    index = targets[:, None] - columns.start
-    clamped = index.clamp(0, columns.stop - columns.start - 1)
-    return clamped, index == clamped
 
 
 def _multiplies_mixed(hidden: Tensor, weight: Tensor) -> bool:
@@ -230,5 +433,5 @@ def _scale(grad: Tensor, scale: Tensor) -> None:
     if grad.dtype == scale.dtype:
         grad.mul_(scale)
         return
-    for part in grad.split(max(1, TILE_MIN * len(grad) // max(1, grad.numel()))):
+    for part in grad.split(max(1, TILE_MIN // scale.element_size() * len(grad) // max(1, grad.numel()))):
         part.copy_(part.to(scale.dtype) * scale)

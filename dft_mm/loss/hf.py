@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dft_mm.batch import IGNORE_INDEX
 from dft_mm.config import LossConfig
-from dft_mm.loss.tokens import token_loss, weight_function
+from dft_mm.loss.family import Objective
+from dft_mm.loss.tokens import token_loss
 
 
 def loss_func(loss: str | LossConfig) -> Callable[..., Tensor]:
@@ -21,7 +22,7 @@ def loss_func(loss: str | LossConfig) -> Callable[..., Tensor]:
     Raises ValueError for an unknown loss at once, and for missing labels or logits when called: without them another
     loss would run under this one's name.
     """
-    weight_function(loss)
+    objective = Objective(loss)
 
     def compute(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
@@ -33,7 +34,7 @@ def loss_func(loss: str | LossConfig) -> Callable[..., Tensor]:
         if labels is None:
             raise ValueError("the batch has no labels to compute the loss from; the collator must supply `labels`")
         targets = labels[..., 1:].to(logits.device)
-        out = token_loss(logits[..., :-1, :], targets, loss)
+        out = token_loss(logits[..., :-1, :], targets, objective)
         if num_items_in_batch is None:
             count = (targets != IGNORE_INDEX).sum()
         else:

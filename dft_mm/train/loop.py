@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from dft_mm import dist
 from dft_mm.config import Recipe
 from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
 from dft_mm.families import Family
+from dft_mm.loss.family import FORMS, Objective
 from dft_mm.model.freeze import freeze
 from dft_mm.model.load import Processing, load_model, load_processing, resolve
 from dft_mm.model.lora import add_lora
@@ -22,7 +24,7 @@ from dft_mm.progress import progress
 from dft_mm.train import checkpoint
 from dft_mm.train.engine import build_engine, checkpoint_activations, deepspeed_config, zero_stage
 from dft_mm.train.export import export_live
-from dft_mm.train.feed import RunData, heldout_batches, load_data, train_batches
+from dft_mm.train.feed import RunData, heldout_batches, load_data, losses_of, train_batches
 from dft_mm.train.lifecycle import Status, reported, stop_signals
 from dft_mm.train.module import Trainable
 from dft_mm.train.run_folder import MetricsFile, open_run, read_status
@@ -76,7 +78,21 @@ def build_module(recipe: Recipe, family: Family, config: dict[str, Any]) -> Trai
         model = add_lora(model, family, lora)
     if recipe.model.freeze:
         freeze(model, family, recipe.model.freeze)
-    return Trainable(model).train()
+    wanted = {"entropy": recipe.train.log_entropy, "skip_budget": recipe.train.skip_budget}
+    return Trainable(model, _reference(recipe, partition), **wanted).train()
+
+
+def _reference(recipe: Recipe, partition: dict[str, Any] | None) -> PreTrainedModel | None:
+    """The model that the recipe's losses compare with; None where none does, or adapters can be taken off for it."""
+    losses = [loss for loss in losses_of(recipe) if FORMS[loss.name].needs_reference]
+    paths = {loss.reference for loss in losses}
+    if len(paths) > 1:
+        named = ", ".join(sorted(str(path or recipe.model.path) for path in paths))
+        raise InputError(f"loss.reference: all losses of a run share one reference; these have {named}")
+    if not losses or (paths == {None} and recipe.model.lora):
+        return None
+    path = paths.pop() or recipe.model.path
+    return load_model(path, recipe.model.dtype, recipe.model.attention, partition)
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -129,7 +145,7 @@ def _run_steps(
                 itertools.islice(batches, count),
                 count,
                 int(data.train.supervised[indices].sum()),
-                data.losses,
+                Objective(data.losses, step),
                 end_id,
                 stop_wanted=bool(signalled) or step == stop_after,
             )

@@ -2,8 +2,8 @@
 layer, so that DeepSpeed's hooks on it gather its weight, tied or untied, at every stage.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,50 +11,76 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dft_mm.batch import IGNORE_INDEX
-from dft_mm.config import LossConfig
-from dft_mm.loss.head import linear_token_loss
+from dft_mm.loss.family import Objective
+from dft_mm.loss.head import HeadOptions, Reference, supervised_loss
+
+T = TypeVar("T")
 
 
 class LossHead(nn.Linear):
     """An output layer that can also return the loss of its logits without holding them."""
 
+    options = HeadOptions()
+
     def forward(
         self,
         hidden: Tensor,
-        labels: Tensor | None = None,
-        losses: Sequence[LossConfig] = (),
-        policy: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
-        """hidden (B, T, D), labels (B, T) → loss () and nll, weight, target (M,) of the M supervised tokens.
+        rows: Tensor | None = None,
+        targets: Tensor | None = None,
+        objective: Objective | None = None,
+        kinds: Tensor | None = None,
+        sequences: Tensor | None = None,
+        reference: Reference | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """hidden (B, T, D) → loss () and nll, weight, entropy, of the M supervised tokens, and how many were skipped.
 
-        `policy` (B, T): number in `losses` of each position's loss; None: the first for all. With several, the M tokens
-        come loss by loss.
+        Args:
+            rows, targets, sequences: `Batch`'s (M,); without them the logits are returned, as by any output layer.
+            kinds: (M,) number of each token's loss in the objective; None: the first for all.
+            reference: its output layer and hidden states (B · T, D), where the objective compares with one.
         """
-        if labels is None:
+        if rows is None:
             return F.linear(hidden, self.weight, self.bias)
-        targets = labels[:, 1:]
-        supervised = targets != IGNORE_INDEX
-        hidden, targets = hidden[:, :-1][supervised], targets[supervised]
-        kinds = None if policy is None else policy[:, 1:][supervised]
-        outs = []
-        for number, loss in enumerate(losses if kinds is not None else losses[:1]):
-            rows = slice(None) if kinds is None else kinds == number
-            outs.append(linear_token_loss(hidden[rows], self.weight, targets[rows], loss, bias=self.bias))
-        total = torch.stack([out.loss for out in outs]).sum()
-        return total, *(
-            torch.cat([getattr(out, name) for out in outs]) for name in ("token_nll", "token_weight", "token_targets")
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        of_answers = sequences if objective.by_sequence else None
+        out = supervised_loss(
+            flat, self.weight, self.bias, rows, targets, objective, kinds, of_answers, None, reference, self.options
         )
+        return out.loss, out.token_nll, out.token_weight, out.token_entropy, out.skipped
+
+
+class ReferenceHead(nn.Linear):
+    """An output layer that lends its weight, which under ZeRO-3 is whole only while the layer runs."""
+
+    def forward(self, use: Callable[[Tensor, Tensor | None], T]) -> T:
+        return use(self.weight, self.bias)
 
 
 class Trainable(nn.Module):
-    """A causal language model, with or without adapters, whose forward pass ends in the loss."""
+    """A causal language model, with or without adapters, whose forward pass ends in the loss.
 
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+    Args:
+        model: what is trained.
+        reference: a frozen model that losses compare with; None: with adapters the model without them.
+        entropy, skip_budget: of `HeadOptions`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        reference: PreTrainedModel | None = None,
+        entropy: bool = False,
+        skip_budget: float = 0.0,
+    ) -> None:
         super().__init__()
         self.model = model
         # Changing the class keeps the parameter, its name and its tie to the embedding.
         self.core.lm_head.__class__ = LossHead
+        self.core.lm_head.options = HeadOptions(*_logit_numbers(self.core), entropy, skip_budget)
+        self.reference = reference
+        if reference is not None:
+            reference.requires_grad_(False)
+            reference.lm_head.__class__ = ReferenceHead
 
     @property
     def core(self) -> PreTrainedModel:
@@ -62,10 +88,44 @@ class Trainable(nn.Module):
         return self.model.base_model.model if isinstance(self.model, PeftModel) else self.model
 
     def forward(
-        self, labels: Tensor, losses: Sequence[LossConfig], policy: Tensor | None = None, **inputs: Any
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """labels and policy (B, T), `Batch.model_inputs` → the head's tuple; the loss is a float32 sum over supervised
-        tokens.
-        """
+        self,
+        rows: Tensor,
+        targets: Tensor,
+        objective: Objective,
+        kinds: Tensor | None = None,
+        sequences: Tensor | None = None,
+        **inputs: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`Batch`'s rows, targets, policy, sequences and model_inputs → the head's tuple; its loss is a float32 sum."""
+        # First, so that its activations are gone before the model's are made.
+        compared = self._reference_hidden(inputs) if objective.needs_reference else None
         hidden = self.core.model(**inputs, use_cache=False).last_hidden_state
-        return self.core.lm_head(hidden, labels, losses, policy)
+        head = self.core.lm_head
+        if compared is None:
+            return head(hidden, rows, targets, objective, kinds, sequences)
+
+        def loss(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+            return head(hidden, rows, targets, objective, kinds, sequences, Reference(compared, weight, bias))
+
+        if self.reference is None:
+            return loss(head.weight.detach(), head.bias)
+        return self.reference.lm_head(loss)
+
+    @torch.no_grad()
+    def _reference_hidden(self, inputs: dict[str, Any]) -> Tensor:
+        """(B · T, D): the last hidden states of the reference."""
+        if self.reference is not None:
+            hidden = self.reference.model(**inputs, use_cache=False).last_hidden_state
+        elif isinstance(self.model, PeftModel):
+            with self.model.disable_adapter():
+                hidden = self.core.model(**inputs, use_cache=False).last_hidden_state
+        else:
+            raise ValueError("the loss compares with a reference model, and there is none")
+        return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _logit_numbers(model: PreTrainedModel) -> tuple[float, float | None]:
+    """Scale and cap of a model's logits, under the names that configs of transformers have for them."""
+    config = model.config.get_text_config()
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return scale, getattr(config, "final_logit_softcapping", None)

@@ -4,7 +4,7 @@ The loss is divided by the supervised tokens of the whole global batch, so no sp
 micro-batches changes the step: torch's own means of means would.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dft_mm import dist
 from dft_mm.batch import Batch
-from dft_mm.config import LossConfig
 from dft_mm.dist import log
 from dft_mm.errors import InputError
-from dft_mm.train.telemetry import Sums
+from dft_mm.loss.family import Objective
+from dft_mm.train.telemetry import Sums, Totals
 
 
 class NonFiniteError(RuntimeError):
@@ -27,10 +27,10 @@ def train_step(
     micro_batches: Iterable[Batch],
     count: int,
     tokens: int,
-    losses: Sequence[LossConfig],
+    objective: Objective,
     end_id: int,
     stop_wanted: bool = False,
-) -> tuple[Sums, float]:
+) -> tuple[Totals, float]:
     """Run `count` micro-batches of this rank and update the weights.
 
     Args:
@@ -38,7 +38,7 @@ def train_step(
         micro_batches: this rank's share; every rank has the same number.
         tokens: supervised tokens of the global batch, over all ranks. Where pictures turn out to be lost, the update is
             that of the tokens that are left.
-        losses: what the batches' `policy` numbers; the first is the one of batches without.
+        objective: the losses of the step, which the batches' `policy` numbers.
         end_id: the id that ends a turn, for telemetry.
         stop_wanted: this rank was asked to stop after the step.
 
@@ -54,7 +54,7 @@ def train_step(
     for number, batch in enumerate(micro_batches, start=1):
         engine.set_gradient_accumulation_boundary(number == count)
         batch = batch.to(device)
-        outputs = engine(batch.labels, losses, batch.policy, **batch.model_inputs)
+        outputs = _forward(engine, batch, objective)
         sums.add(outputs, batch, end_id)
         # DeepSpeed averages over ranks; the product is a new tensor, which its hooks on outputs leave alone.
         engine.backward(outputs[0] * (dist.world_size() / tokens), scale_wrt_gas=False)
@@ -79,6 +79,10 @@ def train_step(
         ids = [id_ for batch, _ in done for id_ in batch.example_ids]
         raise NonFiniteError(f"the gradient is not finite; the step's examples: {_over_ranks(ids)}")
     return sums, float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def _forward(engine: Any, batch: Batch, objective: Objective) -> tuple[Tensor, ...]:
+    return engine(batch.rows, batch.targets, objective, batch.policy, batch.sequences, **batch.model_inputs)
 
 
 def _plain_norm(engine: Any, left: float) -> Tensor | None:
@@ -115,7 +119,7 @@ def heldout_pass(engine: Any, micro_batches: Iterable[Batch], end_id: int) -> di
     sums = Sums.zeros(engine.device)
     for batch in micro_batches:
         batch = batch.to(engine.device)
-        sums.add(engine(batch.labels, [LossConfig(name="sft")], **batch.model_inputs), batch, end_id)
+        sums.add(_forward(engine, batch, Objective("sft")), batch, end_id)
     engine.train()
     sums = sums.over_ranks()
     if sums.lost:

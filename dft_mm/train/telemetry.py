@@ -1,5 +1,6 @@
 """What a step tells about itself: sums over its tokens, kept on the device and added up over ranks once."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,82 +12,104 @@ from dft_mm.batch import Batch
 P_BINS = 10
 
 
+_VALUES = ("loss", "nll", "weight", "p", "end_p", "entropy", "entropies", "skipped", "stop")
+"""Sums of numbers; of these the first six must be finite."""
+_COUNTS = ("ends", "supervised_tokens", "tokens", "lost", "lost_tokens")
+
+
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the supervised tokens of a step; adding is in place."""
+    """Sums over the supervised tokens of a step; adding is in place, and waits for no device."""
 
-    values: Tensor
-    """(6,) float64: loss, nll, weight, p, p of turn-end tokens, ranks that were asked to stop."""
-    counts: Tensor
-    """(P_BINS + 5,) int64: histogram of p over [0, 1]; turn-end tokens, supervised tokens, real tokens, examples whose
-    picture was lost, supervised tokens of these."""
+    on_device: Tensor
+    """(9 + P_BINS + 1,) float64: `_VALUES`, the histogram of p over [0, 1], turn-end tokens. Exact to 2^53."""
+    on_host: dict[str, int]
+    """The other `_COUNTS`, which are known without asking the device."""
 
     @classmethod
     def zeros(cls, device: torch.device) -> "Sums":
-        values = torch.zeros(6, dtype=torch.float64, device=device)
-        return cls(values, torch.zeros(P_BINS + 5, dtype=torch.int64, device=device))
+        size = len(_VALUES) + P_BINS + 1
+        return cls(torch.zeros(size, dtype=torch.float64, device=device), dict.fromkeys(_COUNTS[1:], 0))
 
-    def add(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], batch: Batch, end_id: int) -> None:
-        """outputs: loss (), nll, weight, target (M,) of one micro-batch, as the module returns them."""
-        loss, nll, weight, targets = outputs
+    def add(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], batch: Batch, end_id: int) -> None:
+        """outputs: loss (), nll, weight, entropy (M,) and skipped () of one micro-batch, as the module returns them."""
+        loss, nll, weight, entropy, skipped = outputs
         nll = nll.double()
         p = torch.exp(-nll)
-        is_end = targets == end_id
-        self.values[:5] += torch.stack(
-            [loss.detach().double(), nll.sum(), weight.double().sum(), p.sum(), (p * is_end).sum()]
-        )
+        is_end = (batch.targets == end_id).double()
         # p = 1 belongs to the last bin; a NaN goes anywhere, because it stops the run.
         bins = (p.nan_to_num() * P_BINS).long().clamp_(0, P_BINS - 1)
-        self.counts[:P_BINS] += torch.bincount(bins, minlength=P_BINS)
-        self.counts[P_BINS] += is_end.sum()
-        self.counts[P_BINS + 1] += targets.numel()
-        self.counts[P_BINS + 2] += batch.tokens
-        self.counts[P_BINS + 3] += len(batch.lost)
-        self.counts[P_BINS + 4] += batch.lost_tokens
+        sums = [loss.detach().double(), nll.sum(), weight.double().sum(), p.sum(), (p * is_end).sum()]
+        sums += [entropy.double().sum(), nll.new_full((), len(entropy)), skipped.double(), nll.new_zeros(())]
+        hist = nll.new_zeros(P_BINS).index_add_(0, bins, torch.ones_like(p))
+        self.on_device.add_(torch.cat([torch.stack(sums), hist, is_end.sum()[None]]))
+        here = (len(batch.targets), batch.tokens, len(batch.lost), batch.lost_tokens)
+        for name, count in zip(_COUNTS[1:], here):
+            self.on_host[name] += count
 
     def ask_to_stop(self) -> None:
         """Add this rank's wish to stop, so that the sum over ranks is one joint decision."""
-        self.values[5] += 1
+        self.on_device[_VALUES.index("stop")] += 1
 
-    def over_ranks(self) -> "Sums":
-        """The sums of all ranks; a collective."""
-        return Sums(dist.sum_over_ranks(self.values).cpu(), dist.sum_over_ranks(self.counts).cpu())
+    def over_ranks(self) -> "Totals":
+        """The sums of all ranks; a collective, and the one time that a step waits for the device."""
+        counts = self.on_device.new_tensor([float(self.on_host[name]) for name in _COUNTS[1:]])
+        *numbers, ends, supervised, tokens, lost, lost_tokens = dist.sum_over_ranks(
+            torch.cat([self.on_device, counts])
+        ).tolist()
+        values = dict(zip(_VALUES, numbers))
+        hist = [int(count) for count in numbers[len(_VALUES) :]]
+        counted = zip(_COUNTS, (ends, supervised, tokens, lost, lost_tokens))
+        return Totals(values, hist, {name: int(count) for name, count in counted})
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums of a step over all ranks."""
+
+    values: dict[str, float]
+    p_hist: list[int]
+    counts: dict[str, int]
 
     @property
     def finite(self) -> bool:
-        return bool(self.values.isfinite().all())
+        return all(math.isfinite(self.values[name]) for name in _VALUES[:6])
 
     @property
     def stop(self) -> bool:
-        return bool(self.values[5] > 0)
+        return self.values["stop"] > 0
 
     @property
     def supervised_tokens(self) -> int:
-        return int(self.counts[P_BINS + 1])
+        return self.counts["supervised_tokens"]
 
     @property
     def lost(self) -> int:
-        return int(self.counts[P_BINS + 3])
+        return self.counts["lost"]
 
     @property
     def lost_tokens(self) -> int:
-        return int(self.counts[P_BINS + 4])
+        return self.counts["lost_tokens"]
 
     def metrics(self) -> dict[str, float | int | list[int]]:
         """Keys of metrics.jsonl; what was not measured is left out."""
-        loss, nll, weight, p, end_p, _ = self.values.tolist()
-        *hist, ends, supervised, tokens, lost, _ = self.counts.tolist()
+        values, counts = self.values, self.counts
+        supervised = counts["supervised_tokens"]
         measured: dict[str, float | int | list[int]] = {
-            "loss": loss / supervised,
-            "ce": nll / supervised,
-            "tokens": tokens,
+            "loss": values["loss"] / supervised,
+            "ce": values["nll"] / supervised,
+            "tokens": counts["tokens"],
             "supervised_tokens": supervised,
-            "p_mean": p / supervised,
-            "weight_mean": weight / supervised,
-            "p_hist": hist,
+            "p_mean": values["p"] / supervised,
+            "weight_mean": values["weight"] / supervised,
+            "p_hist": self.p_hist,
         }
-        if lost:
-            measured["lost_images"] = lost
-        if ends:
-            measured["eos_p"] = end_p / ends
+        if counts["lost"]:
+            measured["lost_images"] = counts["lost"]
+        if counts["ends"]:
+            measured["eos_p"] = values["end_p"] / counts["ends"]
+        if values["entropies"]:
+            measured["entropy"] = values["entropy"] / values["entropies"]
+        if values["skipped"]:
+            measured["skipped_rows"] = int(values["skipped"])
         return measured

@@ -15,6 +15,7 @@ from tiny_models import IMAGE_ID
 
 from dft_mm import dist
 from dft_mm.data.collate import Collator
+from dft_mm.loss.family import Objective
 from dft_mm.model.export import gather_state
 from dft_mm.train.module import Trainable
 from dft_mm.train.step import train_step
@@ -70,7 +71,7 @@ def main(folder):
         batches = [collate(examples) for examples in ranks[dist.rank()]]
         every = [e for micro_batches in ranks for examples in micro_batches for e in examples]
         tokens = sum(int(e.supervised[1:].sum()) + e.lost_tokens for e in every)  # as the plan counts them
-        sums, norm = train_step(engine, batches, len(batches), tokens, LOSSES, END_ID)
+        sums, norm = train_step(engine, batches, len(batches), tokens, Objective(LOSSES), END_ID)
         metrics.append(sums.metrics() | {"grad_norm": norm})
         if (number + 1) % BLOCK == 0:
             ends.append(gather_state(module.model, dist.is_main()))

@@ -80,7 +80,7 @@ def rows_of(batches):
             labels = batch.labels[number][batch.attention_mask[number] == 1]
             if VISION_START not in ids:  # then an image token is that of a blank picture
                 ids, labels = ids[ids != IMAGE], labels[ids != IMAGE]
-            policy = 0 if batch.policy is None else int(batch.policy[number, 0])
+            policy = 0 if batch.policy is None else int(batch.policy[batch.sequences == number][0])
             found[name, tuple(ids.tolist()), tuple(labels.tolist()), policy] += 1
     return found
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from dft_mm.batch import IGNORE_INDEX, Batch
-from dft_mm.config import LossConfig
+from dft_mm.batch import Batch
 from dft_mm.errors import InputError
+from dft_mm.loss.family import Objective
 from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
 from dft_mm.train.telemetry import P_BINS
 
 END = 1
-DFT = [LossConfig(name="dft")]
+DFT = Objective("dft")
 
 
 class Model(nn.Module):
@@ -23,12 +23,10 @@ class Model(nn.Module):
         super().__init__()
         self.p = nn.Parameter(torch.tensor(values))
 
-    def forward(self, labels, losses, policy=None, **inputs):
-        loss = losses[0]
-        targets = labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
+    def forward(self, rows, targets, objective, kinds=None, sequences=None, **inputs):
         nll = -self.p[targets].log()
-        weight = torch.ones_like(nll) if loss.name == "sft" else (-nll).exp().detach()
-        return (weight * nll).sum(), nll.detach(), weight, targets
+        weight = torch.ones_like(nll) if objective.name == "sft" else (-nll).exp().detach()
+        return (weight * nll).sum(), nll.detach(), weight, nll.new_zeros(0), torch.tensor(0)
 
 
 class Engine:
@@ -65,8 +63,8 @@ class Engine:
 
 def batch(name, *targets):
     ids = torch.tensor([[3, *targets]])
-    labels = torch.tensor([[IGNORE_INDEX, *targets]])
-    return Batch(ids, torch.ones_like(ids), labels, (name,), tokens=ids.numel())
+    rows, zeros = torch.arange(len(targets)), torch.zeros(len(targets), dtype=torch.long)
+    return Batch(ids, rows, ids[0, 1:], zeros, (name,), tokens=ids.numel())
 
 
 def test_sums_and_gradient_are_over_the_global_tokens():
@@ -98,7 +96,7 @@ def test_a_metric_that_was_not_measured_is_absent():
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_its_examples():
     engine = Engine(Model((0.5, 0.5, 0.0, 0.5)))
     with pytest.raises(NonFiniteError, match=r"examples: bad$"):
-        train_step(engine, [batch("good", 0), batch("bad", 2), batch("fine", 1)], 3, 3, [LossConfig(name="sft")], END)
+        train_step(engine, [batch("good", 0), batch("bad", 2), batch("fine", 1)], 3, 3, Objective("sft"), END)
     assert engine.updates == 0
 
 

@@ -10,6 +10,7 @@ from tiny_models import IMAGE_ID
 
 from dft_mm import dist
 from dft_mm.data.collate import Collator
+from dft_mm.loss.family import Objective
 from dft_mm.model.export import gather_state
 from dft_mm.train.module import Trainable
 from dft_mm.train.step import train_step
@@ -39,7 +40,7 @@ def run(stage, tied, optimizer_name):
         every = [e for micro_batches in ranks for micro in micro_batches for e in micro]
         tokens = sum(int(e.supervised[1:].sum()) + e.lost_tokens for e in every)  # as the plan counts them
         batches = [collate(micro) for micro in mine]
-        sums, norm = train_step(engine, batches, len(batches), tokens, LOSSES, END_ID)
+        sums, norm = train_step(engine, batches, len(batches), tokens, Objective(LOSSES), END_ID)
         lines.append({**sums.metrics(), "grad_norm": norm})
     state = gather_state(module.model, dist.is_main())
     return {"state": state, "metrics": lines}
