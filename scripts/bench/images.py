@@ -1,7 +1,7 @@
 """Time and stored bytes of preparing pictures beside the image processor of transformers, and whether all bits agree.
 
-    python scripts/bench/images.py --images ../shared/data/mathvision --out images.json
-    python scripts/bench/images.py --sizes 640x480 2048x1536
+    python -m scripts.bench.images --images ../shared/data/mathvision      # C7 of the targets
+    python -m scripts.bench.images --sizes 640x480 2048x1536 --out images.json
 
 All start from the same decoded pictures. `ours` is what data workers do and queues carry; `ours, normalised` adds the
 float32 values that the training step makes on its device, here on the CPU; `resizing` is Pillow's alone, which none can
@@ -10,8 +10,6 @@ the median of its turns.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,21 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-import transformers
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from dft_mm.batch import normalise
 from dft_mm.data.images import ImageError, ImageSettings, image_grid, load_image
 from dft_mm.data.patches import to_patches
+from scripts.bench.measure import Found, Row, Target, machine, report, table
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # The numbers of Qwen2.5-VL's preprocessor_config.json.
 QWEN = {
     "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2,
     "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+}  # fmt: skip
+
+COLUMNS = {
+    "name": "", "ms": "ms", "of_transformers": "of theirs", "of_transformers_a_picture": "median picture",
+    "kept_mib": "kept MiB", "kept_of_transformers": "of theirs",
 }  # fmt: skip
 
 Contestant = Callable[[Image.Image], Any]
@@ -86,6 +88,29 @@ def spent(contestant: Contestant, picture: Image.Image) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
+def measure(pictures: list[Image.Image], makers: dict[str, Contestant], repeats: int) -> list[Row]:
+    """A row for each maker."""
+    ours, normalised = makers["ours"], makers["ours, normalised"]
+    kept = {"ours": sum(ours(picture).nbytes for picture in pictures)}
+    kept["ours, normalised"] = kept["transformers"] = sum(normalised(picture).nbytes for picture in pictures)
+    typical: dict[str, list[float]] = {name: [] for name in makers}  # ms of each picture
+    for picture in pictures:
+        turns = [[spent(maker, picture) for maker in makers.values()] for _ in range(repeats + 1)]
+        for name, times in zip(makers, zip(*turns[1:])):  # the first turn warms up
+            typical[name].append(statistics.median(times))
+    return [
+        {
+            "name": name,
+            "ms": sum(typical[name]),
+            "of_transformers": sum(typical[name]) / sum(typical["transformers"]),
+            "of_transformers_a_picture": statistics.median(map(truediv, typical[name], typical["transformers"])),
+            "kept_mib": kept[name] / 2**20 if name in kept else None,
+            "kept_of_transformers": kept[name] / kept["transformers"] if name in kept else None,
+        }
+        for name in makers
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, nargs="*", default=[], help="folders of pictures")
@@ -95,7 +120,7 @@ def main() -> None:
     parser.add_argument("--max-pixels", type=int, default=1003520)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch, as in a data worker")
-    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -103,47 +128,22 @@ def main() -> None:
     if not pictures:
         parser.error("no pictures: give --images FOLDER or --sizes 640x480")
     makers = contestants(args.min_pixels, args.max_pixels)
-    ours, normalised, theirs = (makers[name] for name in ("ours", "ours, normalised", "transformers"))
+    normalised, theirs = makers["ours, normalised"], makers["transformers"]
     equal = sum(torch.equal(normalised(picture), theirs(picture)) for picture in pictures)
-    kept = {"ours": sum(ours(picture).nbytes for picture in pictures)}
-    kept["ours, normalised"] = kept["transformers"] = sum(normalised(picture).nbytes for picture in pictures)
-
-    typical: dict[str, list[float]] = {name: [] for name in makers}  # ms of each picture
-    for picture in pictures:
-        turns = [[spent(maker, picture) for maker in makers.values()] for _ in range(args.repeats + 1)]
-        for name, times in zip(makers, zip(*turns[1:])):  # the first turn warms up
-            typical[name].append(statistics.median(times))
-    rows = [
-        {
-            "name": name,
-            "ms": sum(typical[name]),
-            "of_transformers": sum(typical[name]) / sum(typical["transformers"]),
-            "of_transformers_a_picture": statistics.median(map(truediv, typical[name], typical["transformers"])),
-            "kept_bytes": kept.get(name),
-            "kept_of_transformers": kept[name] / kept["transformers"] if name in kept else None,
-        }
-        for name in makers
-    ]
+    rows = measure(pictures, makers, args.repeats)
     megapixels = sum(picture.width * picture.height for picture in pictures) / 1e6
     print(f"{len(pictures)} pictures, {megapixels:.1f} megapixels; bitwise equal: {equal} of {len(pictures)}")
-    print(f"{'':18}{'ms':>9}{'of theirs':>11}{'median picture':>16}{'kept MiB':>10}{'of theirs':>11}")
-    for row in rows:
-        bytes_ = "" if row["kept_bytes"] is None else (
-            f"{row['kept_bytes'] / 2**20:10.1f}{row['kept_of_transformers']:11.3f}"
-        )  # fmt: skip
-        print(
-            f"{row['name']:18}{row['ms']:9.1f}{row['of_transformers']:11.3f}"
-            f"{row['of_transformers_a_picture']:16.3f}{bytes_}"
-        )
-    if args.out:
-        setting = {name: value for name, value in vars(args).items() if name != "out"}
-        machine = {
-            "transformers": transformers.__version__, "pillow": PIL.__version__, "torch": torch.__version__,
-            "machine": platform.machine(),
-        }  # fmt: skip
-        found = {"pictures": len(pictures), "megapixels": megapixels, "bitwise_equal": equal, "results": rows}
-        text = json.dumps({"setting": setting, "machine": machine, **found}, indent=2, default=str)
-        args.out.write_text(text + "\n", encoding="utf-8")
+    print(table(rows, COLUMNS))
+    ours, *_ = rows
+    targets = [
+        Target("C7", "pictures bitwise equal", 1.0, at_least=True).judged(equal / len(pictures)),
+        Target("C7", "time over transformers'", 0.55).judged(ours["of_transformers"]),
+        Target("C7", "stored bytes over transformers'", 0.13).judged(ours["kept_of_transformers"]),
+    ]
+    asked = {name: getattr(args, name) for name in ("sizes", "min_pixels", "max_pixels", "repeats")}
+    setting = {**asked, "pictures": len(pictures), "megapixels": megapixels, "bitwise_equal": equal}
+    setting["folders"] = [folder.name for folder in args.images]
+    report(Found("images", setting, machine(torch.device("cpu")), COLUMNS, rows, targets, {}), args.out)
 
 
 if __name__ == "__main__":
