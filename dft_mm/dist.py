@@ -40,8 +40,10 @@ def init() -> torch.device:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # DeepSpeed's own calls of collectives that torch renames: nothing that a user could mend.
+    # DeepSpeed's own calls of collectives that torch renames, and peft's of what transformers does: nothing that a user
+    # could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing` is deprecated")
     accelerator = get_accelerator()
     if not torch_dist.is_initialized():
         if accelerator.device_name() != "cpu":

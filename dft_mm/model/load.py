@@ -1,5 +1,6 @@
 """A model folder → its tokenizer, chat template, image numbers and weights; partitioned while loading under ZeRO-3."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,6 +109,19 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
+def fingerprint(folder: Path) -> str:
+    """Of a folder's weights, without reading all of them: one page of each 16 MiB tells one training from another."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, 16 * 2**20):
+                file.seek(start)
+                digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
 def load_model(
     path: str | Path,
     dtype: str = "float32",
@@ -148,7 +162,7 @@ def load_model(
 
 
 def _nf4(family: Family, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation (QLoRA, arXiv 2305.14314) of the language model's linear layers, computed in `dtype`.
+    """NF4 with double quantisation (QLoRA, arXiv 2305.14314) of linear layers, computed in `dtype`.
 
     Embeddings, output head and norms stay as they are, as in the paper. So do vision tower and projector: in 4 bits
     they cost Qwen2-VL its sight (unsloth issue 1347), and they are few: 0.7 of the 7B model's 8.3 billion weights.

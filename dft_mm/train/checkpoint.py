@@ -5,12 +5,14 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dft_mm import dist
 from dft_mm.atomic import write_atomically
@@ -27,6 +29,7 @@ def checkpoint_name(step: int) -> str:
 def save(engine: Any, folder: Path, step: int, identity: Mapping[str, Any], keep: int) -> Path:
     """Write `folder/step-…`; every rank calls it. `identity` is what a run must share to go on from here.
 
+    With `base` in it, the fingerprint of weights that never change, these are not written: adapters are all there is.
     Raises on every rank when any of them fails; then no new checkpoint is there, and the older ones are untouched.
     """
     final = folder / checkpoint_name(step)
@@ -39,7 +42,10 @@ def save(engine: Any, folder: Path, step: int, identity: Mapping[str, Any], keep
 
     dist.on_main(clear)
     before = set(temporary.rglob("*"))
-    engine.save_checkpoint(str(temporary), tag=_TAG, save_latest=False)
+    with _adapters_only(engine.module) if "base" in identity else nullcontext():
+        engine.save_checkpoint(
+            str(temporary), tag=_TAG, save_latest=False, exclude_frozen_parameters="base" in identity
+        )
     error: Exception | None = None
     own: list[dict[str, Any]] = []
     try:
@@ -66,6 +72,24 @@ def save(engine: Any, folder: Path, step: int, identity: Mapping[str, Any], keep
 
     dist.on_main(commit)
     return final
+
+
+@contextmanager
+def _adapters_only(module: nn.Module) -> Iterator[None]:
+    """Leave what does not learn out of the module's state: DeepSpeed itself would keep tied weights and the statistics
+    of quantised ones.
+    """
+
+    def drop(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        learning = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        for name in state.keys() - learning:
+            del state[name]
+
+    hook = module.register_state_dict_post_hook(drop)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _describe(path: Path, root: Path) -> dict[str, Any]:
@@ -140,7 +164,7 @@ def load(engine: Any, checkpoint: Path, identity: Mapping[str, Any]) -> int:
             f"this run has {dist.world_size()}"
         )
     # The shards are pickled; the hashes of the manifest were checked before.
-    path, _ = engine.load_checkpoint(str(checkpoint), tag=_TAG)
+    path, _ = engine.load_checkpoint(str(checkpoint), tag=_TAG, load_module_strict="base" not in identity)
     if path is None:
         raise RuntimeError(f"{checkpoint}: DeepSpeed could not load it")
     _restore_rng(torch.load(checkpoint / f"rng-{dist.rank():05d}.pt", weights_only=True))

@@ -18,7 +18,7 @@ from dft_mm.errors import InputError, Stopped
 from dft_mm.families import Family
 from dft_mm.loss.family import FORMS, Objective
 from dft_mm.model.freeze import freeze
-from dft_mm.model.load import Processing, load_model, load_processing, resolve
+from dft_mm.model.load import Processing, fingerprint, load_model, load_processing, resolve
 from dft_mm.model.lora import add_lora
 from dft_mm.progress import progress
 from dft_mm.train import checkpoint
@@ -58,6 +58,8 @@ def train(recipe: Recipe, stop_after: int | None = None) -> None:
             "data": data.fingerprint,
             "zero_stage": zero_stage(config),
         }
+        if recipe.model.lora:
+            identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
         log.info("%s: %s; %d steps", recipe.name, data.summary, data.plan.steps)
         status.step = _resume(engine, folder, identity)
         _run_steps(engine, recipe, data, processing, identity, status, stop_after)
