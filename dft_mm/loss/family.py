@@ -131,6 +131,7 @@ class Objective:
     """
 
     def __init__(self, losses: str | LossConfig | Sequence[str | LossConfig], step: int | None = None) -> None:
+        self._step = step
         several = [losses] if isinstance(losses, str | LossConfig) else losses
         self.losses = tuple(config_of(loss) for loss in several)
         self._shares = [_share(loss, step) for loss in self.losses]
@@ -139,6 +140,10 @@ class Objective:
         self.by_sequence = any(form.by_sequence for form in forms)
         self.top_k = max((loss.top_k or 0 for loss in self.losses), default=0)
         """How many of the largest log-probabilities `Tokens.top` is to have; 0: none."""
+
+    def only(self, number: int) -> "Objective":
+        """One of the losses, at the same share."""
+        return Objective(self.losses[number], self._step)
 
     @property
     def name(self) -> str:

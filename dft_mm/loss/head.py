@@ -224,7 +224,7 @@ def _evaluate(
     loss = h.new_zeros((), dtype=dtype)
     skipped = torch.zeros((), dtype=torch.int64, device=h.device)
     grad_h = torch.zeros_like(h, dtype=dtype) if wanted[0] else None
-    grad_w = torch.zeros_like(weight) if wanted[1] else None
+    grad_w = (torch.empty_like if count else torch.zeros_like)(weight) if wanted[1] else None
     grad_b = h.new_zeros(vocabulary, dtype=dtype) if wanted[2] else None
 
     compare = objective.needs_reference
@@ -232,6 +232,8 @@ def _evaluate(
     buffers = [h.new_empty(height * width, dtype=dtype) for _ in range(1 + compare)]
     columns = list(_slices(vocabulary, width))
     single = len(columns) == 1
+    # Whether the tile's gradient is not touched again before it is multiplied, and so may be rounded at once.
+    final = not compare and options.softcap is None and options.logit_scale == 1.0 and not wanted[2]
 
     # Autocast would narrow the products behind our back.
     with torch.autocast(h.device.type, enabled=False):
@@ -273,7 +275,8 @@ def _evaluate(
             for c in columns:
                 if not single:
                     z, cap_slope = _logits(h[r], weight, bias, c, buffers[0], mixed, options)
-                grad_z = ops.gradient(z, sums, slope, targets[r], c.start, scale, fresh=not single)
+                narrow = weight.dtype if mixed and final else None
+                grad_z = ops.gradient(z, sums, slope, targets[r], c.start, scale, not single, narrow)
                 if anchor is not None:
                     if not single:
                         ref_z = _ref_logits(work, r, c, buffers[1], dtype, options)
@@ -296,7 +299,7 @@ def _evaluate(
                     else:
                         grad_h[r].index_add_(0, keep, torch.mm(d, w).to(dtype))
                 if grad_w is not None:
-                    _add_product(grad_w[c], d.t(), inputs)
+                    (_set_product if r.start == 0 else _add_product)(grad_w[c], d.t(), inputs)
     if grad_h is not None:
         grad_h = grad_h[:count].to(hidden.dtype)
         if count < len(hidden):
@@ -426,6 +429,14 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
     else:
         out += torch.mm(a, b)
+
+
+def _set_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out = a @ b; the sum inside is never narrower than float32."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
 
 
 def _scale(grad: Tensor, scale: Tensor) -> None:

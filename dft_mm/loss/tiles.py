@@ -2,7 +2,7 @@
 
 Axes: R rows of the tile, C columns of the vocabulary in it, K most probable tokens.
 
-`triton_tiles` has the same two functions for CUDA, for objectives without a reference.
+`triton_tiles` has `fold` and `gradient` too, for CUDA and objectives without a reference.
 """
 
 from dataclasses import dataclass
@@ -71,9 +71,7 @@ def fold(z: Tensor, sums: Sums, targets: Tensor, start: int, top_k: int = 0, mod
     """
     index, inside = _within(targets, start, z.shape[1])
     torch.where(inside, z.gather(1, index), sums.at_target, out=sums.at_target)
-    if sums.largest is not None:
-        both = torch.cat([sums.largest, z.topk(min(top_k, z.shape[1]), dim=1).values], dim=1)
-        sums.largest = both.topk(min(top_k, both.shape[1]), dim=1).values
+    keep_largest(z, sums, top_k)
     top = torch.maximum(sums.top, z.amax(1, keepdim=True))
     shrunk = (sums.top - top).exp_()
     difference = z - model_z if sums.cross is not None else None
@@ -92,18 +90,36 @@ def fold(z: Tensor, sums: Sums, targets: Tensor, start: int, top_k: int = 0, mod
     sums.top = top
 
 
-def gradient(z: Tensor, sums: Sums, slope: Tensor, targets: Tensor, start: int, scale: Tensor, fresh: bool) -> Tensor:
-    """Turn a tile into scale · softmax - slope · onehot, in place.
+def keep_largest(z: Tensor, sums: Sums, top_k: int) -> None:
+    """Keep the largest logits of those kept so far and of a tile."""
+    if sums.largest is not None:
+        both = torch.cat([sums.largest, z.topk(min(top_k, z.shape[1]), dim=1).values], dim=1)
+        sums.largest = both.topk(min(top_k, both.shape[1]), dim=1).values
+
+
+def gradient(
+    z: Tensor,
+    sums: Sums,
+    slope: Tensor,
+    targets: Tensor,
+    start: int,
+    scale: Tensor,
+    fresh: bool,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Turn a tile into scale · softmax - slope · onehot, in place unless `dtype` is another type.
 
     Args:
         z: (R, C) logits, or what `fold` left of the only tile of these rows.
         slope, scale: (R, 1).
         fresh: z holds logits.
+        dtype: of the result; None: that of z.
     """
     if fresh:
         z.sub_(sums.top).exp_()
     index, inside = _within(targets, start, z.shape[1])
-    return z.mul_(scale / sums.total).scatter_add_(1, index, torch.where(inside, -slope, 0.0))
+    z.mul_(scale / sums.total).scatter_add_(1, index, torch.where(inside, -slope, 0.0))
+    return z if dtype is None else z.to(dtype)
 
 
 def _within(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dft_mm.dist import log
+from dft_mm.loss.check import check_head
 from dft_mm.loss.family import Objective
-from dft_mm.loss.head import HeadOptions, Reference, supervised_loss
+from dft_mm.loss.head import HeadOptions, Reference, supervised_loss, tile_functions
 
 T = TypeVar("T")
 
@@ -21,6 +23,8 @@ class LossHead(nn.Linear):
     """An output layer that can also return the loss of its logits without holding them."""
 
     options = HeadOptions()
+    checked = False
+    """Whether the first batch has shown that the head computes the formula on this device."""
 
     def forward(
         self,
@@ -43,10 +47,22 @@ class LossHead(nn.Linear):
             return F.linear(hidden, self.weight, self.bias)
         flat = hidden.reshape(-1, hidden.shape[-1])
         of_answers = sequences if objective.by_sequence else None
+        if not self.checked and len(rows):
+            self._check(flat, rows, targets, objective, kinds, of_answers, reference)
         out = supervised_loss(
             flat, self.weight, self.bias, rows, targets, objective, kinds, of_answers, None, reference, self.options
         )
         return out.loss, out.token_nll, out.token_weight, out.token_entropy, out.skipped
+
+
+    def _check(self, hidden: Tensor, rows: Tensor, targets: Tensor, objective: Objective, *others: Any) -> None:
+        self.checked = True
+        error = check_head(hidden, self.weight, self.bias, rows, targets, objective, *others, self.options)
+        log.info(
+            "loss head: %s on %s, %s, vocabulary %d; %s agrees with its formula to %.0e on the first rows",
+            tile_functions(hidden.device, objective).__name__.rsplit(".", 1)[-1], hidden.device.type,
+            str(self.weight.dtype).removeprefix("torch."), len(self.weight), objective.name, error,
+        )  # fmt: skip
 
 
 class ReferenceHead(nn.Linear):
