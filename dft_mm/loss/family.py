@@ -60,7 +60,7 @@ def _entropy(tokens: Tokens, config: LossConfig) -> Tensor:
 
 def _diversity(tokens: Tokens, config: LossConfig) -> Tensor:
     uncertain = tokens.top[:, : config.top_k].exp().sum(1) < config.tau
-    return config.diversity * uncertain * (tokens.p - 0.5) ** 2
+    return uncertain * (tokens.p - 0.5) ** 2 * config.diversity
 
 
 def _sequence_weight(tokens: Tokens, config: LossConfig) -> Tensor:

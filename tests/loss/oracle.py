@@ -1,5 +1,7 @@
 """What tests of the loss compare with: formulas written from the paper, sharing no line with the package."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -35,3 +37,33 @@ def peak_bytes(run) -> int:
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth.double()).norm() / truth.double().norm())
+
+
+def paper_loss(name: str, logits: Tensor, targets: Tensor, ref_logits: Tensor, sequences: Tensor) -> Tensor:
+    """Σ of a loss over the rows of float64 logits (M, V), each formula as its paper has it, with the defaults."""
+    every = torch.softmax(logits, dim=1)
+    rows = torch.arange(len(targets))
+    p = every[rows, targets]
+    q = torch.softmax(ref_logits.detach(), dim=1)
+    fixed = p.detach()
+    if name == "dft_sequence":
+        weight = torch.stack([fixed[sequences == number].prod() for number in sequences])
+    elif name == "eaft":
+        top = every.detach().sort(dim=1, descending=True).values[:, :20]
+        share = top / top.sum(1, keepdim=True)
+        weight = torch.special.entr(share).sum(1) / math.log(top.shape[1])
+    elif name == "iw_sft":
+        weight = (fixed / q[rows, targets]).clip(0.2, 1.8)
+    else:
+        weight = {
+            "sft": torch.ones_like(fixed), "sed": torch.ones_like(fixed), "dft": fixed, "asft": fixed,
+            "power": fixed.sqrt(), "mix": 0.5 * fixed + 0.5, "profit": (fixed > 0.1).double(),
+            "chord": fixed * (1 - fixed), "focal": (1 - fixed) ** 2,
+        }[name]  # fmt: skip
+    loss = -(weight * p.log()).sum()
+    if name == "asft":
+        loss = loss + 0.1 * (q * (q / every).log()).sum()
+    if name == "sed":
+        undecided = every.detach().sort(dim=1, descending=True).values[:, :2].sum(1) < 0.95
+        loss = loss + 0.2 * (undecided * (p - 0.5) ** 2).sum()
+    return loss
