@@ -74,14 +74,15 @@ def build_module(recipe: Recipe, family: Family, config: dict[str, Any]) -> Trai
     lora = recipe.model.lora
     quantize = lora.quantize if lora else None
     model = load_model(recipe.model.path, recipe.model.dtype, recipe.model.attention, partition, quantize)
-    if recipe.model.gradient_checkpointing:
-        checkpoint_activations(model, config)
     if lora:
         model = add_lora(model, family, lora)
     if recipe.model.freeze:
         freeze(model, family, recipe.model.freeze)
     wanted = {"entropy": recipe.train.log_entropy, "skip_budget": recipe.train.skip_budget}
-    return Trainable(model, _reference(recipe, partition), **wanted).train()
+    module = Trainable(model, _reference(recipe, partition), **wanted).train()
+    if recipe.model.gradient_checkpointing:
+        checkpoint_activations(module.core, family, config)
+    return module
 
 
 def _reference(recipe: Recipe, partition: dict[str, Any] | None) -> PreTrainedModel | None:

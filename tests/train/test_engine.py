@@ -3,22 +3,28 @@
 import json
 
 import pytest
+import torch
+from mixed_batches import mixed_model, plain_loss, steps
 
-from dft_mm.config import Recipe
+from dft_mm.config import LoraConfig, Recipe
 from dft_mm.errors import InputError
-from dft_mm.train.engine import deepspeed_config, zero_stage
+from dft_mm.families import family_of
+from dft_mm.model.freeze import freeze
+from dft_mm.model.lora import add_lora
+from dft_mm.train import engine
+from dft_mm.train.engine import checkpoint_activations, deepspeed_config, zero_stage
 
 
 @pytest.fixture
 def config_of(tmp_path):
-    def build(content, dtype="float32"):
+    def build(content, dtype="float32", **model):
         path = tmp_path / "ds.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         recipe = Recipe.model_validate(
             {
                 "name": "t",
                 "deepspeed": str(path),
-                "model": {"path": "m", "dtype": dtype},
+                "model": {"path": "m", "dtype": dtype, **model},
                 "data": {"train": [{"path": "x", "format": "messages"}]},
             }
         )
@@ -67,3 +73,62 @@ def test_a_missing_file_is_named():
     recipe["data"] = {"train": [{"path": "x", "format": "messages"}]}
     with pytest.raises(InputError, match=r"no/such\.json"):
         deepspeed_config(Recipe.model_validate(recipe))
+
+
+def test_of_activation_checkpointing_only_what_has_an_effect_is_taken(config_of):
+    on_cpu = {"cpu_checkpointing": True, "partition_activations": False}
+    assert config_of({"activation_checkpointing": on_cpu})["activation_checkpointing"] == on_cpu
+    with pytest.raises(InputError, match=r"activation_checkpointing\.partition_activations is not supported"):
+        config_of({"activation_checkpointing": {"cpu_checkpointing": True, "partition_activations": True}})
+    with pytest.raises(InputError, match=r"no effect without model\.gradient_checkpointing"):
+        config_of({"activation_checkpointing": on_cpu}, gradient_checkpointing=False)
+
+
+LAYERS = {"learns": 4, "adapted": 4, "frozen vision": 2}  # two of the vision tower, two of the language model
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """In the place of torch's save_on_cpu, which does nothing to what is on the CPU: copies, and writes down what."""
+
+    shapes: list[tuple[int, ...]] = []  # noqa: RUF012 - emptied by each test
+
+    def __init__(self, pin_memory):
+        super().__init__(lambda tensor: self.shapes.append(tuple(tensor.shape)) or tensor.clone(), torch.clone)
+
+
+@pytest.mark.parametrize("on_cpu", [False, True], ids=["kept", "on the CPU"])
+@pytest.mark.parametrize("what", LAYERS)
+def test_recomputed_layers_have_the_same_gradients_and_keep_their_input_only(monkeypatch, what, on_cpu):
+    monkeypatch.setattr(engine, "save_on_cpu", Kept)
+    family, examples = family_of("qwen2_5_vl"), [e for micro in steps()[0][0] for e in micro]
+
+    def gradients(config):
+        model = mixed_model(True).train()
+        if what == "adapted":
+            wrapped = add_lora(model, family, LoraConfig(rank=2, parts=["vision", "language"]))
+            torch.manual_seed(2)
+            for name, parameter in wrapped.named_parameters():
+                if ".lora_" in name:
+                    parameter.data.normal_(std=0.1)
+        elif what == "frozen vision":
+            freeze(model, family, ["vision"])
+        calls = []
+        for layer in (*model.model.visual.blocks, *model.model.language_model.layers):
+            layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        if config is not None:
+            checkpoint_activations(model, family, config)
+        Kept.shapes.clear()
+        plain_loss(model, examples).backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}, len(calls)
+
+    plain, calls = gradients(None)
+    assert not Kept.shapes
+    recomputed, again = gradients({"activation_checkpointing": {"cpu_checkpointing": True}} if on_cpu else {})
+    pictured, alone = 2, 1  # two examples with a picture, one without
+    assert again - calls == (pictured + alone) * 2 + pictured * (LAYERS[what] - 2)
+    assert len(Kept.shapes) == on_cpu * (again - calls)
+    assert {shape[-1] for shape in Kept.shapes} <= {32}  # hidden states
+    assert plain.keys() == recomputed.keys()
+    assert all(gradient.any() for gradient in plain.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-6, atol=0)
