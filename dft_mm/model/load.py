@@ -17,11 +17,19 @@ from dft_mm.config import read_text
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.families import FAMILIES, Family, family_of
+from dft_mm.model.attention import PACKED, pack_tower
 from dft_mm.model.builtin import BUILTIN, builtin_folder
 from dft_mm.model.chat_template import chat_template
 
 _BUILTIN = "builtin:"
-_ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
+# Name in the recipe, whether rows are packed -> name in transformers.
+_ATTENTION = {
+    ("sdpa", False): "sdpa",
+    ("sdpa", True): PACKED,
+    ("flash", False): "flash_attention_2",
+    ("flash", True): "flash_attention_2",
+    ("eager", False): "eager",
+}
 # What a hub folder may hold that is needed here: never code, never pickled weights.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
 
@@ -128,15 +136,19 @@ def load_model(
     attention: str = "sdpa",
     deepspeed_config: Mapping[str, Any] | None = None,
     quantize: Literal["nf4"] | None = None,
+    packed: bool = False,
 ) -> PreTrainedModel:
     """The weights, on the CPU; with a ZeRO-3 `deepspeed_config` each rank holds only its share from the start, and with
-    `quantize` they are put where they stay, in 4 bits.
+    `quantize` they are put where they stay, in 4 bits. A model that is loaded `packed` takes packed batches, and no
+    others.
 
     Raises InputError when the folder's weights do not fit its config: transformers would fill the rest with noise.
     """
+    if (attention, packed) not in _ATTENTION:
+        raise InputError(f"model.attention: {attention} mixes packed samples; take sdpa or flash, or data.pack: false")
     folder = resolve(str(path))
     family = read_family(folder)
-    arguments = {"dtype": getattr(torch, dtype), "attn_implementation": _ATTENTION[attention]}
+    arguments = {"dtype": getattr(torch, dtype), "attn_implementation": _ATTENTION[attention, packed]}
     if quantize:
         arguments["quantization_config"] = _nf4(family, arguments["dtype"])
     # While this object lives, every from_pretrained partitions; it must not outlive this load.
@@ -158,6 +170,8 @@ def load_model(
         log.warning("%s holds %d weights that %s does not have, such as %s", folder, len(keys), family.name, keys[0])
     if quantize:
         _keep_layout(model)
+    if family.has_vision and attention == "sdpa":
+        pack_tower(model)
     return model.eval()
 
 
