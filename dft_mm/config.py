@@ -259,7 +259,7 @@ class TrainConfig(Section):
     """Tokens, padding included, of one micro-batch on one rank."""
     skip_budget: float = Field(default=0.0, ge=0, le=1.0e-3)
     """Rows of the loss head whose gradients together are certain to be at most this share of all rows' are not
-    multiplied out; 0: every row is."""
+    multiplied out; 0: every row is. (asft skips none.)"""
     log_entropy: bool = False
     """Also measure the mean entropy of the predictions."""
     save_every: int = Field(default=100, ge=1)

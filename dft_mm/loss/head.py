@@ -78,7 +78,8 @@ class HeadOptions:
     """Also return the entropy of each prediction."""
     skip_budget: float = 0.0
     """Rows are not multiplied out whose share of the sum of the norms of all rows' gradients for their logits is
-    together at most this: no one's is greater than √2 · |w| · (1 - p), nor smaller than |w| · (1 - p)."""
+    together at most this: no one's is greater than √2 · |w| · (1 - p), nor smaller than |w| · (1 - p). With a loss that
+    is held near a reference none is skipped: the reference's part has no such bound."""
 
 
 def linear_token_loss(

@@ -284,3 +284,33 @@ def test_on_a_gpu_bfloat16_is_near_the_truth_in_a_tenth_of_the_memory(learn_weig
     for mine, right in zip(ours, truth):
         assert relative_error(mine, right) < 6e-3
     assert extra < hidden.shape[0] * weight.shape[0] * 4 / 10
+
+
+@pytest.mark.parametrize("budget", [1e-3, 1e-4])
+def test_rows_within_the_budget_are_skipped_and_the_error_is_certain(tiling, budget):
+    hidden, weight, targets = random_case(300, 60, 16, ignored=0.1, dtype=torch.float64)
+    hidden = (hidden * 6).detach().requires_grad_()  # most rows are certain or hopeless
+    exact = linear_token_loss(hidden, weight, targets, "dft")
+    out = linear_token_loss(hidden, weight, targets, "dft", options=module.HeadOptions(skip_budget=budget))
+    assert 30 < int(out.skipped) < 270
+    assert int(exact.skipped) == 0
+    torch.testing.assert_close(out[:6], exact[:6])  # losses and telemetry are of all rows
+    logits = (hidden @ weight.T).detach().requires_grad_()
+    per_row = torch.autograd.grad(token_loss(logits, targets, "dft").loss.sum(), logits)[0].norm(dim=1)
+    mine, truth = (torch.autograd.grad(o.loss, hidden)[0] for o in (out, exact))
+    gone = (mine == 0).all(1) & (targets != -100)
+    assert int(gone.sum()) == int(out.skipped)
+    assert float(per_row[gone].sum()) <= budget * float(per_row.sum())
+    torch.testing.assert_close(mine[~gone], truth[~gone])
+    weights = [torch.autograd.grad(o.loss, weight)[0] for o in (
+        linear_token_loss(hidden, weight, targets, "dft", options=module.HeadOptions(skip_budget=budget)),
+        linear_token_loss(hidden, weight, targets, "dft"),
+    )]  # fmt: skip
+    assert float((weights[0] - weights[1]).norm()) <= budget * float(per_row.sum() * hidden.norm(dim=1).max())
+
+
+def test_rows_that_are_held_near_a_reference_are_never_skipped():
+    hidden, weight, targets = random_case(50, 60, 16)
+    reference = module.Reference(hidden.detach() * 1.1, weight.detach())
+    options = module.HeadOptions(skip_budget=1e-3)
+    assert int(linear_token_loss(hidden, weight, targets, "asft", reference=reference, options=options).skipped) == 0
