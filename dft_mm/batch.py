@@ -3,8 +3,9 @@
 Axes: B samples, T positions, P image patches, I images, C channels, D bytes of a patch (588 = 3 · 14 · 14).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,12 +60,12 @@ class Batch:
     """(S + 1,) int32: where the packed segments begin and end; None when padded."""
     seqlens: tuple[int, ...] = ()
     """Lengths of the packed segments."""
-    mm_token_type_ids: Tensor | None = None
-    """(B, T) int64, 1 at image tokens; only for families with vision."""
     patches: Tensor | None = None
     """(P, D) uint8: an eighth of what the model is given, so that queues and transfers carry little."""
     image_grid_thw: Tensor | None = None
-    """(I, 3) int64."""
+    """(I, 3) int64. It stays on the CPU, where reading it costs no synchronisation."""
+    vision_layout: Mapping[str, Tensor | int] = field(default_factory=dict)
+    """What the vision tower would otherwise work out from the grids, under the names that the model takes."""
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
     """What the channels are normalised with, C numbers each; there wherever patches are."""
@@ -79,10 +80,14 @@ class Batch:
     """Tokens of these that would be supervised."""
 
     @property
-    def model_inputs(self) -> dict[str, Tensor]:
+    def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of the decoder (without the labels); the pixel values are made here, on the device."""
-        names = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "image_grid_thw")
-        inputs = {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = ("input_ids", "attention_mask", "position_ids", "image_grid_thw")
+        inputs = {name: value for name in names if (value := getattr(self, name)) is not None} | self.vision_layout
+        if self.cu_seqlens is not None:
+            longest = max(self.seqlens)
+            inputs |= {"cu_seq_lens_q": self.cu_seqlens, "cu_seq_lens_k": self.cu_seqlens}
+            inputs |= {"max_length_q": longest, "max_length_k": longest}
         if self.patches is not None:
             inputs["pixel_values"] = normalise(
                 self.patches, self.image_mean, self.image_std, self.temporal_patch_size
@@ -103,18 +108,20 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The same batch in memory that is copied to a GPU while both work; torch's DataLoader asks for it."""
-        pinned = {
-            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
-        return Batch(**pinned)
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with each tensor changed that the device needs."""
+
+        def changed(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+        stays = {"image_grid_thw": self.image_grid_thw, "vision_layout": changed(self.vision_layout)}
+        return Batch(**changed(vars(self)) | stays)
 
 
 def normalise(

@@ -48,6 +48,8 @@ class Processing:
     image_token_id: int | None
     image_config: dict[str, Any] | None
     """preprocessor_config.json; None for text models."""
+    window_size: int | None
+    """Side of a window of the vision tower's attention, in pixels; None for text models."""
 
 
 def resolve(path: str) -> Path:
@@ -101,13 +103,14 @@ def load_processing(path: str | Path) -> Processing:
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: needs a tokenizer.json (a fast tokenizer)")
-    image_token_id = image_token = image_config = None
+    image_token_id = image_token = image_config = window_size = None
     if family.has_vision:
         image_config = _read_json(folder / "preprocessor_config.json")
-        image_token_id = AutoConfig.from_pretrained(folder).image_token_id
+        config = AutoConfig.from_pretrained(folder)
+        image_token_id, window_size = config.image_token_id, config.vision_config.window_size
         image_token = tokenizer.convert_ids_to_tokens(image_token_id)
     template = chat_template(folder, family, tokenizer)
-    return Processing(folder, family, tokenizer, template, image_token, image_token_id, image_config)
+    return Processing(folder, family, tokenizer, template, image_token, image_token_id, image_config, window_size)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

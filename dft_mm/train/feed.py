@@ -82,7 +82,8 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
         pack=recipe.data.pack,
         max_steps=recipe.train.max_steps,
     )
-    collate = Collator(processing.tokenizer.pad_token_id, processing.image_token_id, images)
+    pad_id, image_id, window_size = processing.tokenizer.pad_token_id, processing.image_token_id, processing.window_size
+    collate = Collator(pad_id, image_id, images, window_size, recipe.data.pack)
     measured = heldout if len(heldout) else None
     return RunData(
         train, measured, plan, collate, losses, manifest["end_id"], summary(manifest), manifest["fingerprint"]

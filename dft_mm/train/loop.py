@@ -72,8 +72,8 @@ def build_module(recipe: Recipe, family: Family, config: dict[str, Any]) -> Trai
     torch.manual_seed(recipe.seed)  # adapters start from random numbers
     partition = config if zero_stage(config) == 3 else None
     lora = recipe.model.lora
-    quantize = lora.quantize if lora else None
-    model = load_model(recipe.model.path, recipe.model.dtype, recipe.model.attention, partition, quantize)
+    held = {"quantize": lora.quantize if lora else None, "packed": recipe.data.pack}
+    model = load_model(recipe.model.path, recipe.model.dtype, recipe.model.attention, partition, **held)
     if lora:
         model = add_lora(model, family, lora)
     if recipe.model.freeze:
@@ -95,7 +95,7 @@ def _reference(recipe: Recipe, partition: dict[str, Any] | None) -> PreTrainedMo
     if not losses or (paths == {None} and recipe.model.lora):
         return None
     path = paths.pop() or recipe.model.path
-    return load_model(path, recipe.model.dtype, recipe.model.attention, partition)
+    return load_model(path, recipe.model.dtype, recipe.model.attention, partition, packed=recipe.data.pack)
 
 
 def _fingerprint(model: nn.Module) -> str:

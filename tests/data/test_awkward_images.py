@@ -300,12 +300,14 @@ def test_training_and_evaluation_see_the_same_pixels(folder):
     settings = ImageSettings.of(IMAGE_PROCESSOR, 3136, 200704)
     backend = HuggingFace(BackendOptions(str(resolve("builtin:tiny-vl")), SamplingConfig()))
     backend.prompts.images = settings
-    collate = Collator(0, backend.prompts.processing.image_token_id, settings)
+    processing = backend.prompts.processing
+    collate = Collator(0, processing.image_token_id, settings, processing.window_size)
     for name in RIGHT:
         question = Question("q", [], "", (name,), str(folder))
         asked = backend._inputs([Request("b", question, 0, 0)], [Prompt([1], "")])
         patches, grid = to_patches([decode_image((folder / name).read_bytes(), name)], settings)
-        example = Example("e", "s", torch.tensor([1, 2]), torch.tensor([False, True]), patches, grid)
+        ids = torch.full((len(patches) // settings.merge_size**2,), processing.image_token_id)
+        example = Example("e", "s", ids, torch.zeros(len(ids), dtype=torch.bool), patches, grid)
         learned = collate([example]).model_inputs
         for key in ("pixel_values", "image_grid_thw"):
             assert torch.equal(learned[key], asked[key]), name

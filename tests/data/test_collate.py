@@ -1,13 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dft_mm.batch import IGNORE_INDEX, Example
 from dft_mm.data.collate import Collator
 from dft_mm.data.images import ImageSettings
+from dft_mm.model.attention import PACKED, pack_tower
 
 PAD, IMAGE, START, END = 0, 10, 11, 12
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 SETTINGS = ImageSettings(14, 2, 2, MEAN, STD, 3136, 100352)
+WINDOW = 56
 
 
 def text(id_, length, supervised=0):
@@ -55,21 +59,20 @@ def test_the_first_token_of_a_row_is_never_a_label():
 
 def test_pictures_stand_in_row_order():
     one, two = picture("a", (1, 2, 4), (1, 4, 4), seed=1), picture("b", (1, 2, 2), seed=2)
-    batch = Collator(PAD, IMAGE, SETTINGS)([one, text("t", 30), two])
+    batch = Collator(PAD, IMAGE, SETTINGS, WINDOW)([one, text("t", 30), two])
     assert torch.equal(batch.patches, torch.cat([one.patches, two.patches]))
     assert (batch.patches.dtype, batch.patches.nbytes) == (torch.uint8, 28 * 588)
     assert torch.equal(batch.model_inputs["pixel_values"], pixel_values(batch.patches))
     assert batch.image_grid_thw.tolist() == [[1, 2, 4], [1, 4, 4], [1, 2, 2]]
-    assert torch.equal(batch.mm_token_type_ids, (batch.input_ids == IMAGE).long())
     assert (batch.input_ids == IMAGE).sum(1).tolist() == [6, 0, 1]
     assert batch.tokens == len(one.ids) + 30 + len(two.ids)
 
 
 def test_a_batch_without_pictures_gets_a_blank_one_after_its_shortest_row():
-    batch = Collator(PAD, IMAGE, SETTINGS)([text("a", 5, supervised=2), text("b", 3, supervised=1)])
+    batch = Collator(PAD, IMAGE, SETTINGS, WINDOW)([text("a", 5, supervised=2), text("b", 3, supervised=1)])
     assert batch.input_ids.tolist() == [[20, 21, 22, 23, 24], [20, 21, 22, IMAGE, PAD]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
-    assert batch.mm_token_type_ids.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
+    assert batch.position_ids.tolist() == [[[0, 1, 2, 3, 4], [0, 1, 2, 3, 0]]] * 3
     assert batch.labels[1].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 22, IGNORE_INDEX, IGNORE_INDEX]
     assert batch.patches.shape == (4, 588)
     assert batch.model_inputs["pixel_values"].shape == (4, 1176)
@@ -81,7 +84,7 @@ def test_a_batch_without_pictures_gets_a_blank_one_after_its_shortest_row():
 
 @pytest.mark.parametrize(("image", "ids"), [(None, [[PAD]]), (IMAGE, [[PAD, IMAGE]])])
 def test_an_empty_micro_batch_teaches_nothing(image, ids):
-    batch = Collator(PAD, image, SETTINGS)([])
+    batch = Collator(PAD, image, SETTINGS, WINDOW)([])
     assert batch.input_ids.tolist() == ids
     assert batch.attention_mask.all()
     assert (batch.labels == IGNORE_INDEX).all()
@@ -92,15 +95,77 @@ def test_an_empty_micro_batch_teaches_nothing(image, ids):
 
 
 def test_a_family_with_vision_needs_the_settings_of_its_pictures():
-    with pytest.raises(ValueError, match="image_token_id is 10: images"):
-        Collator(PAD, IMAGE)
+    for given in ({}, {"images": SETTINGS}, {"window_size": WINDOW}):
+        with pytest.raises(ValueError, match="image_token_id is 10: images and window_size"):
+            Collator(PAD, IMAGE, **given)
 
 
-def test_a_batch_goes_to_a_device_whole():
-    batch = Collator(PAD, IMAGE, SETTINGS)([picture("a", (1, 2, 2)), text("b", 3)])
+def test_pictures_that_the_tokens_do_not_have_places_for_are_refused():
+    example = replace(picture("a", (1, 4, 4)), image_grid_thw=torch.tensor([[1, 4, 6]]))
+    for pack in (False, True):
+        with pytest.raises(ValueError, match="4 tokens of pictures, 6 merged patches"):
+            Collator(PAD, IMAGE, SETTINGS, WINDOW, pack)([example])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_batch_goes_to_a_device_whole_but_for_the_grids(pack):
+    """Whoever reads them would wait for the device."""
+    batch = Collator(PAD, IMAGE, SETTINGS, WINDOW, pack)([picture("a", (1, 2, 2)), text("b", 3)])
     moved = batch.to(torch.device("meta"))
-    assert all(value.device.type == "meta" for value in moved.model_inputs.values())
+    tensors = {name: value for name, value in moved.model_inputs.items() if isinstance(value, torch.Tensor)}
+    assert {name for name, value in tensors.items() if value.device.type != "meta"} == {"image_grid_thw"}
+    assert moved.model_inputs.keys() == batch.model_inputs.keys() > {"image_window_index", "image_max_window_seqlen"}
+    assert all(value.device.type == "meta" for value in (moved.rows, moved.targets, moved.sequences))
     assert moved.example_ids == batch.example_ids
+
+
+def test_packed_examples_stand_behind_each_other_in_one_row():
+    batch = Collator(PAD, None, pack=True)([text("a", 3, supervised=1), text("b", 5, supervised=2), text("c", 2)])
+    assert batch.input_ids.tolist() == [[20, 21, 22, 20, 21, 22, 23, 24, 20, 21]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4, 0, 1]]
+    assert batch.cu_seqlens.tolist() == [0, 3, 8, 10]
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.seqlens == (3, 5, 2)
+    assert batch.attention_mask is None
+    assert (batch.rows.tolist(), batch.targets.tolist()) == ([1, 5, 6], [22, 23, 24])
+    assert (batch.tokens, batch.example_ids) == (10, ("a", "b", "c"))
+    lengths = {name: batch.model_inputs.pop(name) for name in ("max_length_q", "max_length_k")}
+    assert lengths == {"max_length_q": 5, "max_length_k": 5}
+    assert batch.model_inputs["cu_seq_lens_q"] is batch.model_inputs["cu_seq_lens_k"] is batch.cu_seqlens
+
+
+def test_the_first_token_of_a_packed_example_is_not_learned_from_the_one_before_it():
+    batch = Collator(PAD, None, pack=True)([text("a", 3, supervised=3), text("b", 2, supervised=2), text("c", 1, 1)])
+    assert (batch.rows.tolist(), batch.targets.tolist()) == ([0, 1, 3], [21, 22, 21])
+    assert batch.labels.tolist() == [[IGNORE_INDEX, 21, 22, IGNORE_INDEX, 21, IGNORE_INDEX]]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_each_target_knows_its_loss_and_its_example(pack):
+    """`sequences` numbers the examples that have targets."""
+    examples = [replace(text(n, 4, supervised=k), policy=p) for n, k, p in (("a", 1, 1), ("b", 0, 0), ("c", 2, 0))]
+    batch = Collator(PAD, IMAGE, SETTINGS, WINDOW, pack)(examples)
+    assert batch.policy.tolist() == [1, 0, 0]
+    assert batch.policy.dtype == torch.uint8
+    assert batch.sequences.tolist() == [0, 1, 1]
+    assert Collator(PAD, None, pack=pack)([text("a", 3, supervised=1)]).policy is None
+
+
+def test_the_blank_picture_of_packed_examples_is_a_segment_of_its_own():
+    batch = Collator(PAD, IMAGE, SETTINGS, WINDOW, pack=True)([text("a", 5, supervised=2), text("b", 3, supervised=1)])
+    assert batch.input_ids.tolist() == [[20, 21, 22, 23, 24, 20, 21, 22, IMAGE]]
+    assert batch.seqlens == (5, 3, 1)
+    assert batch.position_ids.tolist() == [[[0, 1, 2, 3, 4, 0, 1, 2, 0]]] * 4
+    assert (batch.targets.tolist(), batch.tokens) == ([23, 24, 22], 8)
+    assert (batch.patches.shape, batch.image_grid_thw.tolist()) == ((4, 588), [[1, 2, 2]])
+
+
+@pytest.mark.parametrize(("image", "lengths"), [(None, (1,)), (IMAGE, (1, 1))])
+def test_an_empty_packed_micro_batch_teaches_nothing(image, lengths):
+    batch = Collator(PAD, image, SETTINGS, WINDOW, pack=True)([])
+    assert batch.seqlens == lengths
+    assert batch.tokens == batch.supervised_tokens == 0
+    assert (batch.example_ids, (batch.patches is None)) == ((), image is None)
 
 
 def test_a_tokenizer_without_a_padding_token_will_do():
@@ -150,30 +215,54 @@ MIXED = [
 ]
 
 
+WAYS = {"padded": (False, "sdpa"), "packed": (True, PACKED), "packed, plain sdpa": (True, "sdpa")}
+
+
+@pytest.fixture(params=WAYS)
+def called(request, model):
+    """Examples → the logits of each, by a batch of all of them; the plain way of packed rows makes a mask."""
+    pack, implementation = WAYS[request.param]
+    collate = Collator(PAD, IMAGE, SETTINGS, WINDOW, pack)
+
+    def call(examples):
+        batch = collate(examples)
+        model.set_attn_implementation(implementation)
+        pack_tower(model)
+        logits = model(**batch.model_inputs, use_cache=False).logits
+        model.set_attn_implementation("sdpa")
+        return logits[0].split(batch.seqlens) if pack else logits
+
+    return call
+
+
 @pytest.mark.parametrize("examples", MIXED, ids=["mixed", "text only", "one text", "one picture"])
 @torch.no_grad()
-def test_a_row_in_a_batch_means_what_it_means_alone(model, examples):
-    batch = Collator(PAD, IMAGE, SETTINGS)(examples)
-    logits = model(**batch.model_inputs, use_cache=False).logits
-    for row, example in enumerate(examples):
+def test_an_example_in_a_batch_means_what_it_means_alone(model, called, examples):
+    for example, logits in zip(examples, called(examples)):
         expected = alone(model, example)
         assert expected.abs().max() > 0.5  # the comparison has something to compare
-        torch.testing.assert_close(logits[row, : len(example.ids)], expected, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(logits[: len(example.ids)], expected, atol=1e-9, rtol=1e-9)
 
 
 @torch.no_grad()
 def test_pictures_and_their_places_matter_to_this_model(model):
     """Otherwise the test above could not fail."""
     example = picture("a", (1, 4, 6), seed=1)
-    batch = Collator(PAD, IMAGE, SETTINGS)([example])
-    right = model(**batch.model_inputs, use_cache=False).logits
-    flat = {name: value for name, value in batch.model_inputs.items() if name != "mm_token_type_ids"}
+    inputs = Collator(PAD, IMAGE, SETTINGS, WINDOW)([example]).model_inputs
+    right = model(**inputs, use_cache=False).logits
+    flat = inputs | {"position_ids": torch.arange(len(example.ids)).expand(3, 1, -1)}
     assert (model(**flat, use_cache=False).logits - right).abs().max() > 1e-2
-    other = batch.model_inputs | {"pixel_values": -batch.model_inputs["pixel_values"]}
+    other = inputs | {"pixel_values": -inputs["pixel_values"]}
     assert (model(**other, use_cache=False).logits - right).abs().max() > 1e-2
 
 
-def test_an_empty_micro_batch_runs_through_the_model(model):
-    batch = Collator(PAD, IMAGE, SETTINGS)([])
-    logits = model(**batch.model_inputs, use_cache=False).logits
+def test_the_model_is_not_asked_for_positions(model, monkeypatch):
+    """It would have to wait for the device."""
+    monkeypatch.setattr(model.model, "get_rope_index", None)
+    batch = Collator(PAD, IMAGE, SETTINGS, WINDOW)(MIXED[0])
+    assert model(**batch.model_inputs, use_cache=False).logits.isfinite().all()
+
+
+def test_an_empty_micro_batch_runs_through_the_model(called):
+    (logits, *_) = called([])
     assert logits.isfinite().all()

@@ -10,7 +10,7 @@ import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_grad, safe_set_full_fp32_param
 from many_mixes import BLOCK, LR, new_model, steps
-from mixed_batches import END_ID, IMAGES, LOSSES, PAD_ID
+from mixed_batches import END_ID, IMAGES, LOSSES, PAD_ID, WINDOW
 from tiny_models import IMAGE_ID
 
 from dft_mm import dist
@@ -64,7 +64,7 @@ def main(folder):
     module = Trainable(new_model()).train()
     optimizer = torch.optim.SGD(module.parameters(), lr=LR)
     engine = Watched(deepspeed.initialize(model=module, optimizer=optimizer, config=CONFIG)[0])
-    collate, metrics, ends = Collator(PAD_ID, IMAGE_ID, IMAGES), [], []
+    collate, metrics, ends = Collator(PAD_ID, IMAGE_ID, IMAGES, WINDOW), [], []
     for number, ranks in enumerate(steps()):
         if number % BLOCK == 0:
             put(starts[number // BLOCK], module.model)

@@ -12,7 +12,7 @@ from dft_mm.batch import Example
 from dft_mm.config import LossConfig
 from dft_mm.data.images import ImageSettings
 
-PAD_ID, END_ID, STEPS = 0, 1, 10
+PAD_ID, END_ID, STEPS, WINDOW = 0, 1, 10, 112
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 LOSSES = (LossConfig(name="dft"), LossConfig(name="sft"))
 IMAGES = ImageSettings(14, 2, 2, MEAN, STD, 3136, 100352)

@@ -14,7 +14,7 @@ from dft_mm.train.feed import heldout_batches, load_data, train_batches
 
 BATCH, EPOCHS = 7, 3
 IMAGE, VISION_START = 151655, 151652
-TENSORS = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", "policy", "patches", "image_grid_thw")
+TENSORS = ("input_ids", "attention_mask", "labels", "position_ids", "policy", "patches", "image_grid_thw")
 
 
 class Ranks:

@@ -8,7 +8,7 @@ import sys
 import peft
 import pytest
 import torch
-from mixed_batches import IMAGE_ID, IMAGES, PAD_ID, mixed_model, plain_loss, steps
+from mixed_batches import IMAGE_ID, IMAGES, PAD_ID, WINDOW, mixed_model, plain_loss, steps
 from rows import write_wethink
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
@@ -85,7 +85,7 @@ def test_gradients_of_adapters_are_those_of_plain_torch_on_the_dequantised_weigh
             parameter.data.normal_(std=0.1)
     rank0, rank1 = steps()[0]
     examples = [example for micro in (*rank0, rank1[0]) for example in micro]
-    batch = Collator(PAD_ID, IMAGE_ID, IMAGES)(examples)
+    batch = Collator(PAD_ID, IMAGE_ID, IMAGES, WINDOW)(examples)
     objective = Objective((LossConfig(name="dft"), LossConfig(name="sft")), 1)
 
     def loss():

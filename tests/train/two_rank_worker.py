@@ -5,7 +5,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from mixed_batches import END_ID, IMAGES, LOSSES, PAD_ID, mixed_model, steps
+from mixed_batches import END_ID, IMAGES, LOSSES, PAD_ID, WINDOW, mixed_model, steps
 from tiny_models import IMAGE_ID
 
 from dft_mm import dist
@@ -30,7 +30,7 @@ def run(stage, tied, optimizer_name):
     else:
         optimizer = torch.optim.AdamW(parameters, lr=5e-5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    collate = Collator(PAD_ID, IMAGE_ID, IMAGES)
+    collate = Collator(PAD_ID, IMAGE_ID, IMAGES, WINDOW)
     lines = []
     for ranks in steps():
         if dist.world_size() == 1:  # the whole step in one micro-batch
