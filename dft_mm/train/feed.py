@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dft_mm import dist
@@ -21,6 +23,9 @@ from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import Processing
 from dft_mm.train.lifecycle import ignore_stop_signals
+
+_CPU = torch.device("cpu")
+_AHEAD = 4  # micro-batches that a worker may have ready: held-out passes and checkpoints give it the time to make them
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,15 @@ def losses_of(recipe: Recipe) -> tuple[LossConfig, ...]:
     return tuple(dict.fromkeys([recipe.loss, *(source.loss or recipe.loss for source in recipe.data.train)]))
 
 
-def train_batches(data: RunData, recipe: Recipe, first_step: int) -> "Waiting":
-    """This rank's micro-batches of all steps from `first_step`, made ahead by worker processes."""
+def train_batches(data: RunData, recipe: Recipe, first_step: int, device: torch.device = _CPU) -> "Waiting":
+    """This rank's micro-batches of all steps from `first_step`, made ahead by worker processes; on a GPU copied ahead,
+    too.
+    """
     steps = range(first_step, data.plan.steps + 1)
     sampler = _Lazy(lambda: itertools.chain.from_iterable(data.plan.micro_batches(s)[dist.rank()] for s in steps))
-    return Waiting(iter(_loader(data.train, sampler, data.collate, recipe.data.workers)))
+    on_gpu = device.type == "cuda"
+    batches = iter(_loader(data.train, sampler, data.collate, recipe.data.workers, pin_memory=on_gpu))
+    return Waiting(copied_ahead(batches, device) if on_gpu else batches)
 
 
 def heldout_batches(data: RunData, recipe: Recipe) -> Iterator[Batch]:
@@ -118,10 +127,44 @@ class _Lazy:
         return self._make()
 
 
-def _loader(dataset: Dataset, sampler: Iterable[np.ndarray], collate: Collator, workers: int) -> DataLoader:
+def _loader(
+    dataset: Dataset, sampler: Iterable[np.ndarray], collate: Collator, workers: int, pin_memory: bool = False
+) -> DataLoader:
     return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, worker_init_fn=ignore_stop_signals
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=_AHEAD if workers else None,
+        worker_init_fn=ignore_stop_signals,
     )
+
+
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a GPU. The copy of each has begun before the one before it is handed over, on a stream of its own:
+    on that of the computation it would wait until that is through.
+    """
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = batch.to(device), stream.record_event()
+        if waiting:
+            yield _arrived(*waiting)
+        waiting = copied
+    if waiting:
+        yield _arrived(*waiting)
+
+
+def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
+    """The batch for the current stream, which does not begin with it before it is there."""
+    stream = torch.cuda.current_stream(batch.input_ids.device)
+    stream.wait_event(event)
+    for value in vars(batch).values():
+        if isinstance(value, Tensor):
+            value.record_stream(stream)  # its memory is not used anew before this stream is done with it
+    return batch
 
 
 class Waiting:

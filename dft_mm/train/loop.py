@@ -132,7 +132,7 @@ def _run_steps(
     end_id = data.end_id
     first = status.step + 1
     metrics = MetricsFile(folder / "metrics.jsonl", status.step) if dist.is_main() else None
-    batches = train_batches(data, recipe, first)
+    batches = train_batches(data, recipe, first, engine.device)
     lost: set[str] = set()
     with stop_signals() as signalled, progress("train", plan.steps, status.step, dist.is_main()) as advance:
         for step in range(first, plan.steps + 1):

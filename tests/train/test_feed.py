@@ -1,7 +1,9 @@
 """The same examples in the same steps on 1, 2 and 4 ranks and after restarts, from rows in files to micro-batches."""
 
+import contextlib
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from rows import write_wethink
 
 from dft_mm import dist
 from dft_mm.config import Recipe
-from dft_mm.train.feed import heldout_batches, load_data, train_batches
+from dft_mm.train import feed
+from dft_mm.train.feed import copied_ahead, heldout_batches, load_data, train_batches
 
 BATCH, EPOCHS = 7, 3
 IMAGE, VISION_START = 151655, 151652
@@ -154,3 +157,63 @@ def test_a_run_that_goes_on_with_other_ranks_keeps_the_order_of_examples(ranks, 
     made = ranks.start(4, ranks.folder / "elastic", first_step=4)
     for number, theirs in enumerate(alone[1][3:]):
         assert rows_of(flat(steps[number] for _, steps, _ in made)) == rows_of(theirs)
+
+
+def test_the_next_batch_is_on_its_way_to_the_gpu_before_one_is_handed_over(monkeypatch):
+    """With stand-ins for CUDA's streams: what is asked of them, in order."""
+    told, on_stream = [], []
+
+    class Ids(torch.Tensor):
+        def record_stream(self, stream):
+            told.append(f"keep {int(self)} for {stream.name}")
+
+    class Stream:
+        def __init__(self, device=None, name="copies"):
+            self.name = name
+
+        def record_event(self):
+            return told[-1].removeprefix("copy ")
+
+        def wait_event(self, event):
+            told.append(f"wait {event}")
+
+    @contextlib.contextmanager
+    def stream(stream):
+        on_stream.append(stream.name)
+        yield
+        on_stream.pop()
+
+    class Made(SimpleNamespace):
+        def to(self, device):
+            assert on_stream == ["copies"]
+            told.append(f"copy {int(self.input_ids)}")
+            return self
+
+    batches = (Made(input_ids=torch.tensor(number).as_subclass(Ids), example_ids=(str(number),)) for number in range(3))
+    cuda = {"Stream": Stream, "stream": stream, "current_stream": lambda device: Stream(name="compute")}
+    for name, stand_in in cuda.items():
+        monkeypatch.setattr(feed.torch.cuda, name, stand_in)
+    for batch in copied_ahead(batches, torch.device("cuda")):
+        told.append(f"compute {batch.example_ids[0]}")
+    assert told == [
+        "copy 0", "copy 1", "wait 0", "keep 0 for compute", "compute 0",
+        "copy 2", "wait 1", "keep 1 for compute", "compute 1",
+        "wait 2", "keep 2 for compute", "compute 2",
+    ]  # fmt: skip
+    assert list(copied_ahead(iter([]), torch.device("cuda"))) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_batches_are_the_same_and_in_the_same_order(ranks, alone):
+    data, expected, _ = alone
+    device = torch.device("cuda", 0)
+    ranks.patch.setattr(dist, "rank", lambda: 0)
+    batches = train_batches(data, ranks.recipe(ranks.folder / "gpu", workers=2), 1, device)
+    for theirs in flat(expected):
+        mine = next(batches)
+        assert mine.example_ids == theirs.example_ids
+        for name in TENSORS:
+            a, b = getattr(mine, name), getattr(theirs, name)
+            assert (a is None and b is None) or (a.device == device and torch.equal(a.cpu(), b)), name
+    assert next(batches, None) is None
