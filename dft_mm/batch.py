@@ -66,9 +66,9 @@ class Batch:
     """(I, 3) int64. It stays on the CPU, where reading it costs no synchronisation."""
     vision_layout: Mapping[str, Tensor | int] = field(default_factory=dict)
     """What the vision tower would otherwise work out from the grids, under the names that the model takes."""
-    image_mean: tuple[float, ...] = ()
-    image_std: tuple[float, ...] = ()
-    """What the channels are normalised with, C numbers each; there wherever patches are."""
+    image_mean: Tensor | None = None
+    image_std: Tensor | None = None
+    """(C,) float32 that the channels are normalised with; there wherever patches are, and on their device."""
     temporal_patch_size: int = 1
     """Frames of a patch; a picture is repeated to fill them."""
 
@@ -125,13 +125,14 @@ class Batch:
 
 
 def normalise(
-    patches: Tensor, image_mean: Sequence[float], image_std: Sequence[float], temporal_patch_size: int
+    patches: Tensor, image_mean: Sequence[float] | Tensor, image_std: Sequence[float] | Tensor, temporal_patch_size: int
 ) -> Tensor:
     """(P, D) uint8 → (P, temporal_patch_size · D) float32: what vision towers take, bit by bit the image processor's.
 
     A row holds channel by channel, and in each the same pixels once a frame.
     """
-    mean, std = (patches.new_tensor(numbers, dtype=torch.float32)[:, None] for numbers in (image_mean, image_std))
+    wanted = {"dtype": torch.float32, "device": patches.device}
+    mean, std = (torch.as_tensor(numbers, **wanted)[:, None] for numbers in (image_mean, image_std))
     # By tensors: CUDA would divide by a plain number as by its rounded reciprocal. The processor multiplies by 1/255 in
     # float64 and rounds, which for each of the 256 bytes is the same.
     values = patches.view(len(patches), len(mean), patches.shape[1] // len(mean)).float()

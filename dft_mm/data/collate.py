@@ -129,8 +129,8 @@ class Collator:
             "patches": torch.cat([example.patches for example in shown if example.patches is not None]),
             "image_grid_thw": grids,
             "vision_layout": vision_layout(grids, settings.merge_size, self._window_size, settings.patch_size),
-            "image_mean": settings.image_mean,
-            "image_std": settings.image_std,
+            "image_mean": torch.tensor(settings.image_mean),
+            "image_std": torch.tensor(settings.image_std),
             "temporal_patch_size": settings.temporal_patch_size,
         }
 

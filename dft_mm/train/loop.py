@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import resource
 import time
 from pathlib import Path
@@ -42,6 +43,8 @@ def train(recipe: Recipe, stop_after: int | None = None) -> None:
     """
     config = deepspeed_config(recipe)  # before the ranks meet: what is wrong with it is said at once
     folder = recipe.run_dir
+    # The collator has compared pictures and their tokens; transformers would do so on the device, and wait for it.
+    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
     dist.init()
     dist.setup_logging()
     dist.on_main(lambda: open_run(folder, recipe, config))

@@ -112,10 +112,11 @@ def test_a_batch_goes_to_a_device_whole_but_for_the_grids(pack):
     """Whoever reads them would wait for the device."""
     batch = Collator(PAD, IMAGE, SETTINGS, WINDOW, pack)([picture("a", (1, 2, 2)), text("b", 3)])
     moved = batch.to(torch.device("meta"))
-    tensors = {name: value for name, value in moved.model_inputs.items() if isinstance(value, torch.Tensor)}
+    named = moved.model_inputs | vars(moved)
+    tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
     assert {name for name, value in tensors.items() if value.device.type != "meta"} == {"image_grid_thw"}
+    assert tensors.keys() > {"rows", "targets", "sequences", "image_mean", "image_std", "pixel_values"}
     assert moved.model_inputs.keys() == batch.model_inputs.keys() > {"image_window_index", "image_max_window_seqlen"}
-    assert all(value.device.type == "meta" for value in (moved.rows, moved.targets, moved.sequences))
     assert moved.example_ids == batch.example_ids
 
 

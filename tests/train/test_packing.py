@@ -14,6 +14,7 @@ from dft_mm.batch import Example
 from dft_mm.data.collate import Collator
 from dft_mm.families import family_of
 from dft_mm.loss.family import Objective
+from dft_mm.model import attention
 from dft_mm.model.attention import PACKED, pack_tower
 from dft_mm.train.engine import checkpoint_activations
 from dft_mm.train.module import Trainable
@@ -185,6 +186,19 @@ def test_no_sample_sees_the_blank_picture():
     assert loss == again
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
     assert not any(gradient.any() for name, gradient in gradients.items() if "visual" in name)
+
+
+@pytest.mark.parametrize(("name", "samples"), CASES)
+def test_a_step_asks_the_device_nothing(name, samples, monkeypatch):
+    """Tensors without values stand for the device: whatever wanted one, a number or a length, would fail."""
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # as a run does
+    monkeypatch.setattr(attention, "_kernel_refuses", lambda *_: None)
+    module = packed_model(name, checkpointing=True)
+    batch = packed_batch(module, samples())
+    inputs = batch.to(torch.device("meta")).model_inputs
+    hidden = module.to("meta").core.model(**inputs, use_cache=False).last_hidden_state
+    assert hidden.shape[:2] == batch.input_ids.shape
+    hidden.sum().backward()
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen2"])
