@@ -114,6 +114,10 @@ class Batch:
         """The same batch in memory that is copied to a GPU while both work; torch's DataLoader asks for it."""
         return self._with_each(Tensor.pin_memory)
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of its tensors until the stream is done with them, where another one made them."""
+        self._with_each(lambda tensor: tensor.record_stream(stream) or tensor)
+
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with each tensor changed that the device needs."""
 

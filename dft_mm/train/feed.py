@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dft_mm import dist
@@ -161,9 +160,7 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
     """The batch for the current stream, which does not begin with it before it is there."""
     stream = torch.cuda.current_stream(batch.input_ids.device)
     stream.wait_event(event)
-    for value in vars(batch).values():
-        if isinstance(value, Tensor):
-            value.record_stream(stream)  # its memory is not used anew before this stream is done with it
+    batch.record_stream(stream)
     return batch
 
 

@@ -1,6 +1,7 @@
 """The same examples in the same steps on 1, 2 and 4 ranks and after restarts, from rows in files to micro-batches."""
 
 import contextlib
+import itertools
 import json
 from collections import Counter
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ from dft_mm.train.feed import copied_ahead, heldout_batches, load_data, train_ba
 
 BATCH, EPOCHS = 7, 3
 IMAGE, VISION_START = 151655, 151652
-TENSORS = ("input_ids", "attention_mask", "labels", "position_ids", "policy", "patches", "image_grid_thw")
+TENSORS = (
+    "input_ids", "attention_mask", "labels", "position_ids", "cu_seqlens", "policy", "patches", "image_grid_thw",
+)  # fmt: skip
 
 
 class Ranks:
@@ -30,22 +33,22 @@ class Ranks:
         (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "prompts.txt").write_text("{question}\nThink first. {question}\n{question}\\nAnswer briefly.\n")
 
-    def recipe(self, output, workers=0):
+    def recipe(self, output, workers=0, pack=False):
         pictured = {"path": str(self.folder / "pictures/rows.jsonl"), "images": str(self.folder / "pictures/images")}
         text = {"path": str(self.folder / "text.jsonl"), "weight": 1.5, "loss": "sft"}
         return Recipe.model_validate({
             "name": "feed", "seed": 3, "output": str(output), "model": {"path": "builtin:tiny-vl"},
             "data": {
                 "train": [source | {"prompts": str(self.folder / "prompts.txt")} for source in (pictured, text)],
-                "heldout_fraction": 0.2, "max_length": 160, "workers": workers,
+                "heldout_fraction": 0.2, "max_length": 160, "workers": workers, "pack": pack,
             },
             "optim": {"batch_size": BATCH}, "train": {"epochs": EPOCHS, "micro_tokens": 320},
         })  # fmt: skip
 
-    def start(self, world, output=None, first_step=1, workers=0):
+    def start(self, world, output=None, first_step=1, workers=0, pack=False):
         """[rank] → (data, its batches of each step from `first_step`, its held-out batches); prepared for this run."""
         self.runs += 1
-        recipe = self.recipe(output or self.folder / f"run{self.runs}", workers)
+        recipe = self.recipe(output or self.folder / f"run{self.runs}", workers, pack)
         self.patch.setattr(dist, "world_size", lambda: world)
         self.patch.setattr(dist, "on_main", lambda work: work())
         made = []
@@ -78,9 +81,12 @@ def rows_of(batches):
     """Counter of (id, tokens, what is learned, by which loss): all but how they are arranged."""
     found = Counter()
     for batch in batches:
-        for number, name in enumerate(batch.example_ids):
-            ids = batch.input_ids[number][batch.attention_mask[number] == 1]
-            labels = batch.labels[number][batch.attention_mask[number] == 1]
+        if batch.cu_seqlens is None:
+            of_row = [(row, real == 1) for row, real in enumerate(batch.attention_mask)]
+        else:
+            of_row = [(0, slice(*ends)) for ends in itertools.pairwise(batch.cu_seqlens.tolist())]
+        for number, (name, where) in enumerate(zip(batch.example_ids, of_row)):
+            ids, labels = batch.input_ids[where], batch.labels[where]
             if VISION_START not in ids:  # then an image token is that of a blank picture
                 ids, labels = ids[ids != IMAGE], labels[ids != IMAGE]
             policy = 0 if batch.policy is None else int(batch.policy[batch.sequences == number][0])
@@ -107,10 +113,11 @@ def test_an_epoch_has_each_row_as_often_as_its_source_weighs(alone):
     assert sum(seen[name] for name in text) == EPOCHS * round(1.5 * len(text))
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_a_step_learns_the_same_tokens_of_the_same_rows_on_any_number_of_ranks(ranks, alone, world):
+@pytest.mark.parametrize(("world", "pack"), [(2, True), (4, False)], ids=["2-packed", "4-padded"])
+def test_a_step_learns_the_same_tokens_of_the_same_rows_on_any_number_of_ranks(ranks, alone, world, pack):
     data, expected, heldout = alone
-    made = ranks.start(world)
+    made = ranks.start(world, pack=pack)
+    assert pack == (made[0][1][0][0].attention_mask is None)
     assert {of_rank[0].plan.steps for of_rank in made} == {len(expected)}
     for number, theirs in enumerate(expected):
         mine = [steps[number] for _, steps, _ in made]
@@ -138,11 +145,11 @@ def test_metrics_count_the_same_examples_and_tokens_on_any_number_of_ranks(ranks
         assert plan.epochs_done(step) == data.plan.epochs_done(step) == seen / epoch
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 0)])
-def test_a_run_that_goes_on_is_given_what_it_would_have_come_to(ranks, alone, world, workers):
-    whole = ranks.start(world, ranks.folder / f"restarted{world}")
+@pytest.mark.parametrize(("world", "workers", "pack"), [(1, 2, True), (2, 0, False)])
+def test_a_run_that_goes_on_is_given_what_it_would_have_come_to(ranks, alone, world, workers, pack):
+    whole = ranks.start(world, ranks.folder / f"restarted{world}", pack=pack)
     for first in (2, 5, len(alone[1])):
-        again = ranks.start(world, ranks.folder / f"restarted{world}", first, workers)
+        again = ranks.start(world, ranks.folder / f"restarted{world}", first, workers, pack)
         for (_, steps, _), (_, rest, _) in zip(whole, again, strict=True):
             assert len(rest) == len(steps) - first + 1
             for mine, theirs in zip(flat(rest), flat(steps[first - 1 :]), strict=True):
@@ -163,10 +170,6 @@ def test_the_next_batch_is_on_its_way_to_the_gpu_before_one_is_handed_over(monke
     """With stand-ins for CUDA's streams: what is asked of them, in order."""
     told, on_stream = [], []
 
-    class Ids(torch.Tensor):
-        def record_stream(self, stream):
-            told.append(f"keep {int(self)} for {stream.name}")
-
     class Stream:
         def __init__(self, device=None, name="copies"):
             self.name = name
@@ -186,15 +189,18 @@ def test_the_next_batch_is_on_its_way_to_the_gpu_before_one_is_handed_over(monke
     class Made(SimpleNamespace):
         def to(self, device):
             assert on_stream == ["copies"]
-            told.append(f"copy {int(self.input_ids)}")
+            told.append(f"copy {self.number}")
             return self
 
-    batches = (Made(input_ids=torch.tensor(number).as_subclass(Ids), example_ids=(str(number),)) for number in range(3))
+        def record_stream(self, stream):
+            told.append(f"keep {self.number} for {stream.name}")
+
+    batches = (Made(number=number, input_ids=torch.zeros(1)) for number in range(3))
     cuda = {"Stream": Stream, "stream": stream, "current_stream": lambda device: Stream(name="compute")}
     for name, stand_in in cuda.items():
         monkeypatch.setattr(feed.torch.cuda, name, stand_in)
     for batch in copied_ahead(batches, torch.device("cuda")):
-        told.append(f"compute {batch.example_ids[0]}")
+        told.append(f"compute {batch.number}")
     assert told == [
         "copy 0", "copy 1", "wait 0", "keep 0 for compute", "compute 0",
         "copy 2", "wait 1", "keep 1 for compute", "compute 1",

@@ -54,7 +54,8 @@ print("RESULT", json.dumps({"changed": changed, "packed": packed}))
 
 
 def recipe_of(path, **more):
-    values = {"name": "q", "model": {"path": str(path), "dtype": "float32"}, "data": {"train": [{"path": "none"}]}}
+    values = {"name": "q", "model": {"path": str(path), "dtype": "float32"}}
+    values["data"] = {"train": [{"path": "none"}], "pack": False}
     lora = {"rank": 4, "alpha": 8, "quantize": "nf4"}
     return Recipe.model_validate(values | {"model": values["model"] | {"lora": lora}} | more)
 
