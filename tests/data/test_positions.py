@@ -78,6 +78,8 @@ def test_a_tower_that_is_told_its_layout_computes_the_same_and_never_asks_the_gr
         grids = torch.tensor(pictures)
         pixels = torch.randn(int(grids.prod(1).sum()), 1176)
         layout = vision_layout(grids, config.spatial_merge_size, config.window_size, config.patch_size)
+        for kind in ("", "_window"):
+            assert layout[f"image_max{kind}_seqlen"] == max(layout[f"image_cu{kind}_seqlens"].diff().tolist())
         told = {name.removeprefix("image_"): value for name, value in layout.items()}
         # A tensor without values: whatever still asked it for one would fail.
         assert torch.equal(visual(pixels, grids.to("meta"), **told).pooler_output, visual(pixels, grids).pooler_output)
