@@ -207,7 +207,7 @@ class DataConfig(Section):
     """A larger picture is reduced to this area; 784 pixels (28 x 28) make one token."""
     supervise: Literal["answers", "last_answer"] = "answers"
     """Learn from every assistant turn, or from the last one only."""
-    pack: bool = False
+    pack: bool = True
     """Rows of a micro-batch stand one behind the other and cannot see each other; false: they are padded to the
     longest."""
     workers: int = Field(default=2, ge=0)

@@ -34,19 +34,22 @@ class LossHead(nn.Linear):
         objective: Objective | None = None,
         kinds: Tensor | None = None,
         sequences: Tensor | None = None,
-        reference: Reference | None = None,
+        reference: Reference | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """hidden (B, T, D) → loss () and nll, weight, entropy, of the M supervised tokens, and how many were skipped.
 
         Args:
             rows, targets, sequences: `Batch`'s (M,); without them the logits are returned, as by any output layer.
             kinds: (M,) number of each token's loss in the objective; None: the first for all.
-            reference: its output layer and hidden states (B · T, D), where the objective compares with one.
+            reference: its hidden states (B · T, D) and output layer, where the objective compares with one; hidden
+                states alone go through this layer.
         """
         if rows is None:
             return F.linear(hidden, self.weight, self.bias)
         flat = hidden.reshape(-1, hidden.shape[-1])
         of_answers = sequences if objective.by_sequence else None
+        if isinstance(reference, Tensor):
+            reference = Reference(reference, self.weight.detach(), self.bias)
         if not self.checked and len(rows):
             self._check(flat, rows, targets, objective, kinds, of_answers, reference)
         out = supervised_loss(
@@ -117,14 +120,14 @@ class Trainable(nn.Module):
         compared = self._reference_hidden(inputs) if objective.needs_reference else None
         hidden = self.core.model(**inputs, use_cache=False).last_hidden_state
         head = self.core.lm_head
+        if self.reference is None:
+            return head(hidden, rows, targets, objective, kinds, sequences, compared)
         if compared is None:
             return head(hidden, rows, targets, objective, kinds, sequences)
 
         def loss(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             return head(hidden, rows, targets, objective, kinds, sequences, Reference(compared, weight, bias))
 
-        if self.reference is None:
-            return loss(head.weight.detach(), head.bias)
         return self.reference.lm_head(loss)
 
     @torch.no_grad()

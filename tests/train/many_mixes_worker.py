@@ -1,6 +1,6 @@
-"""Started by DeepSpeed's launcher on two ranks: the random mixes at ZeRO-3 by plain SGD; rank 0 writes the whole
-gradient of every step. Every so many steps the parameters are compared with plain torch's, and go on from these: small
-differences would grow, and gradients at other places be compared.
+"""Started by DeepSpeed's launcher on two ranks: the random mixes, packed, at ZeRO-3 by plain SGD; rank 0 writes the
+whole gradient of every step. Every so many steps the parameters are compared with plain torch's, and go on from these:
+small differences would grow, and gradients at other places be compared.
 """
 
 import sys
@@ -16,6 +16,7 @@ from tiny_models import IMAGE_ID
 from dft_mm import dist
 from dft_mm.data.collate import Collator
 from dft_mm.loss.family import Objective
+from dft_mm.model.attention import PACKED, pack_tower
 from dft_mm.model.export import gather_state
 from dft_mm.train.module import Trainable
 from dft_mm.train.step import train_step
@@ -61,10 +62,13 @@ def put(state, model):
 def main(folder):
     dist.init()
     starts = torch.load(folder / "starts.pt", weights_only=True)
-    module = Trainable(new_model()).train()
+    model = new_model()
+    model.set_attn_implementation(PACKED)
+    pack_tower(model)
+    module = Trainable(model).train()
     optimizer = torch.optim.SGD(module.parameters(), lr=LR)
     engine = Watched(deepspeed.initialize(model=module, optimizer=optimizer, config=CONFIG)[0])
-    collate, metrics, ends = Collator(PAD_ID, IMAGE_ID, IMAGES, WINDOW), [], []
+    collate, metrics, ends = Collator(PAD_ID, IMAGE_ID, IMAGES, WINDOW, pack=True), [], []
     for number, ranks in enumerate(steps()):
         if number % BLOCK == 0:
             put(starts[number // BLOCK], module.model)

@@ -1,4 +1,4 @@
-"""Ten steps of mixed image and text examples for a tiny Qwen2.5-VL, split over two ranks in the awkward ways: some
+"""Twenty steps of mixed image and text examples for a tiny Qwen2.5-VL, split over two ranks in the awkward ways: some
 learned by SFT among the others' DFT, and some whose picture was lost.
 
 Shared by the worker that DeepSpeed starts and by the test that computes the same steps with plain torch.
@@ -6,21 +6,49 @@ Shared by the worker that DeepSpeed starts and by the test that computes the sam
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from tiny_models import IMAGE_ID, tiny_vl
 
 from dft_mm.batch import Example
 from dft_mm.config import LossConfig
 from dft_mm.data.images import ImageSettings
 
-PAD_ID, END_ID, STEPS, WINDOW = 0, 1, 10, 112
+PAD_ID, END_ID, STEPS, WINDOW = 0, 1, 20, 112
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 LOSSES = (LossConfig(name="dft"), LossConfig(name="sft"))
+ANCHORED = (LossConfig(name="asft"), LossConfig(name="sft"))
 IMAGES = ImageSettings(14, 2, 2, MEAN, STD, 3136, 100352)
 
 
 def mixed_model(tied):
     """Its weights are larger than the usual 0.02, so that probabilities, and DFT's weights, differ between tokens."""
     return tiny_vl(tied, initializer_range=0.2)
+
+
+def lr(kind):
+    """As much as moves the weights, and not so much that rounding grows."""
+    return 0.01 if kind == "adapters" else 0.1
+
+
+def reference_model():
+    """What the anchored losses compare with: the model, a little off."""
+    model = mixed_model(False)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def with_adapters(model):
+    """Adapters that already say something, on the language model; everything else is frozen."""
+    config = LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|down_proj)")
+    model, generator = get_peft_model(model, config), torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.2 * torch.randn(p.shape, generator=generator))
+    return model
 
 
 def example(generator, name, length, supervised, picture, policy=0, lost=False):
@@ -44,8 +72,10 @@ def pixel_values(patches):
     return ((patches.reshape(-1, 3, 1, 196) / 255 - mean) / std).repeat(1, 1, 2, 1).reshape(-1, 1176)
 
 
-def plain_loss(model, examples):
-    """Mean loss of a step without a line of the package: each example alone, full logits."""
+def plain_loss(model, examples, reference=None):
+    """Mean loss of a step without a line of the package: each example alone, full logits. With a reference the first
+    loss is ASFT: 0.1 KL(reference || model) more a token.
+    """
     total, tokens = torch.zeros((), dtype=model.dtype), 0
     for e in examples:
         if not e.supervised.any():
@@ -58,6 +88,11 @@ def plain_loss(model, examples):
         picked = log_p.gather(1, e.ids[1:, None])[:, 0][e.supervised[1:]]
         weight = picked.exp().detach() if e.policy == 0 else 1.0
         total = total - (weight * picked).sum()
+        if reference is not None and e.policy == 0:
+            with torch.no_grad():
+                log_q = F.log_softmax(reference(input_ids=e.ids[None], **pictures).logits[0, :-1], -1)
+            kl = (log_q.exp() * (log_q - log_p)).sum(-1)
+            total = total + 0.1 * kl[e.supervised[1:]].sum()
         tokens += len(picked)
     return total / tokens
 

@@ -129,8 +129,8 @@ def test_trls_sft_trainer_takes_the_same_first_step(tmp_path):
     rows = examples(pictures=False)
     keep = KeepGradients()
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True},
-        **ARGUMENTS,
+        output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False, **ARGUMENTS,
+        dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     lists = [{key: value.tolist() for key, value in row.items()} for row in as_rows(rows)]
     trl.SFTTrainer(
