@@ -99,7 +99,7 @@ class ColumnsConfig(Section):
 
 
 class LossConfig(Section):
-    """A token's loss, and when it sets in. Formulas and papers: dft_mm/loss/family.py."""
+    """A token's loss, and when it sets in. Papers and formulas: FORMS in dft_mm/loss/family.py."""
 
     name: LossName = "dft"
     """sft: -log p; dft: -sg(p) log p (arXiv 2508.05629, eq. 9); power, mix, profit, eaft, chord, focal, iw_sft: other

@@ -42,6 +42,8 @@ class Tokens:
 class Form:
     """One loss."""
 
+    about: str
+    """Paper, formula and defaults."""
     weight: Callable[[Tokens, LossConfig], Tensor]
     """(M,): what nll is multiplied with."""
     penalty: Callable[[Tokens, LossConfig], Tensor] | None = None
@@ -75,34 +77,62 @@ def _ones(tokens: Tokens, config: LossConfig) -> Tensor:
 
 
 FORMS: dict[LossName, Form] = {
-    # Supervised fine-tuning: cross-entropy.
-    "sft": Form(_ones),
-    # Dynamic Fine-Tuning, arXiv 2508.05629, eq. 9: w = p. The gradient of -sg(p) log p is -∇p.
-    "dft": Form(lambda t, c: t.p),
-    # Beyond Log Likelihood, arXiv 2510.00526: the gradient of (1 - p^α) / α, which is that of w = p^α. From sft (α = 0)
-    # over dft (1) to -p^10; the default 0.5 lies between.
-    "power": Form(lambda t, c: torch.exp(-c.alpha * t.nll)),
-    # Between sft (α = 0) and dft (1): w = α p + 1 - α, default 0.5. A token of p = 0 is still learned.
-    "mix": Form(lambda t, c: c.alpha * t.p + (1 - c.alpha)),
-    # ProFit, arXiv 2601.09195: w = 1[p > τ]. Default τ = 0.1, as in its published script.
-    "profit": Form(lambda t, c: (t.p > c.tau).to(t.nll.dtype)),
-    # Entropy-Adaptive Fine-Tuning, arXiv 2601.02151: w = (H_k / ln k)^α of the k most probable tokens; α = 1, k = 20.
-    # (Its port in LLaMA-Factory divides by 3.0 in the place of ln 20 = 2.996.)
-    "eaft": Form(lambda t, c: _entropy(t, c) ** c.alpha),
-    # CHORD, arXiv 2508.11408, its φ for tokens of an expert: w = p (1 - p). What is certain or hopeless is let be.
-    "chord": Form(lambda t, c: t.p * (1 - t.p)),
-    # Focal loss, arXiv 1708.02002: w = (1 - p)^γ, default γ = 2. The weight is detached here as in all the others.
-    "focal": Form(lambda t, c: (1 - t.p) ** c.gamma),
-    # Importance-weighted SFT, arXiv 2507.12856: w = p / p_reference a token, clipped to [0.2, 1.8] as in its code.
-    "iw_sft": Form(lambda t, c: torch.exp(t.reference_nll - t.nll).clamp(*c.clip), needs_reference=True),
-    # Anchored SFT, arXiv 2509.23753: dft + λ KL(reference || model); λ = `kl`, default 0.1 as in its code.
-    "asft": Form(lambda t, c: t.p, needs_reference=True),
-    # SED-SFT, arXiv 2602.07464: sft + λ M (p - 1/2)², M = 1[the k most probable tokens hold less than τ]; λ = 0.2,
-    # k = 2, τ = 0.95, the defaults of its code.
-    "sed": Form(_ones, penalty=_diversity),
-    # DFT of whole answers, arXiv 2508.05629, eq. 8: w = Π p over the answer's tokens. For study: of an answer of any
-    # length it is nearly nothing, which is why the paper weights tokens.
-    "dft_sequence": Form(_sequence_weight, by_sequence=True),
+    "sft": Form("""Supervised fine-tuning: w = 1, cross-entropy.""", _ones),
+    "dft": Form(
+        """Dynamic Fine-Tuning (arXiv 2508.05629, eq. 9): w = p. The gradient of -sg(p) log p is -∇p.""",
+        lambda t, c: t.p,
+    ),
+    "power": Form(
+        """Beyond Log Likelihood (arXiv 2510.00526): w = p^α, the gradient of (1 - p^α) / α. From sft (α = 0) over dft
+        (1) to -p^10; default α = 0.5.""",
+        lambda t, c: torch.exp(-c.alpha * t.nll),
+    ),
+    "mix": Form(
+        """Between sft (α = 0) and dft (1): w = α p + 1 - α, default α = 0.5. A token of p = 0 is still learned.""",
+        lambda t, c: c.alpha * t.p + (1 - c.alpha),
+    ),
+    "profit": Form(
+        """ProFit (arXiv 2601.09195): w = 1[p > τ]; default τ = 0.1, that of its published script.""",
+        lambda t, c: (t.p > c.tau).to(t.nll.dtype),
+    ),
+    "eaft": Form(
+        """Entropy-Adaptive Fine-Tuning (arXiv 2601.02151): w = (H_k / ln k)^α, H_k the entropy of the k most probable
+        tokens among themselves; defaults α = 1, k = 20. (LLaMA-Factory's port divides by 3.0 in the place of ln 20.)""",
+        lambda t, c: _entropy(t, c) ** c.alpha,
+    ),
+    "chord": Form(
+        """CHORD (arXiv 2508.11408), its φ for the tokens of an expert: w = p (1 - p). What is certain or hopeless is
+        let be.""",
+        lambda t, c: t.p * (1 - t.p),
+    ),
+    "focal": Form(
+        """Focal loss (arXiv 1708.02002): w = (1 - p)^γ, default γ = 2. The weight is detached, as in all the others.""",
+        lambda t, c: (1 - t.p) ** c.gamma,
+    ),
+    "iw_sft": Form(
+        """Importance-weighted SFT (arXiv 2507.12856), a token at a time: w = p / p_reference, clipped; default
+        [0.2, 1.8], that of its code.""",
+        lambda t, c: torch.exp(t.reference_nll - t.nll).clamp(*c.clip),
+        needs_reference=True,
+    ),
+    "asft": Form(
+        """Anchored SFT (arXiv 2509.23753): w = p, and λ KL(reference || model); λ = `kl`, default 0.1, that of its
+        code.""",
+        lambda t, c: t.p,
+        needs_reference=True,
+    ),
+    "sed": Form(
+        """SED-SFT (arXiv 2602.07464): w = 1, and λ M (p - 1/2)² with M = 1[the k most probable tokens hold less than τ];
+        λ = `diversity`; defaults λ = 0.2, k = 2, τ = 0.95, those of its code.""",
+        _ones,
+        penalty=_diversity,
+    ),
+    "dft_sequence": Form(
+        """DFT of whole answers (arXiv 2508.05629, eq. 8): w = Π p over the answer's tokens. For study: of an answer of
+        any length it is nearly nothing, which is why the paper weights tokens.""",
+        _sequence_weight,
+        by_sequence=True,
+    ),
 }
 assert set(FORMS) == set(get_args(LossName))
 
