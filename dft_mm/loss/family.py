@@ -97,7 +97,7 @@ FORMS: dict[LossName, Form] = {
     ),
     "eaft": Form(
         """Entropy-Adaptive Fine-Tuning (arXiv 2601.02151): w = (H_k / ln k)^α, H_k the entropy of the k most probable
-        tokens among themselves; defaults α = 1, k = 20. (LLaMA-Factory's port divides by 3.0 in the place of ln 20.)""",
+        tokens among themselves; α = 1, k = 20. (LLaMA-Factory's port divides by 3.0 in the place of ln 20.)""",
         lambda t, c: _entropy(t, c) ** c.alpha,
     ),
     "chord": Form(
@@ -106,7 +106,7 @@ FORMS: dict[LossName, Form] = {
         lambda t, c: t.p * (1 - t.p),
     ),
     "focal": Form(
-        """Focal loss (arXiv 1708.02002): w = (1 - p)^γ, default γ = 2. The weight is detached, as in all the others.""",
+        """Focal loss (arXiv 1708.02002): w = (1 - p)^γ, default γ = 2; the weight is detached as in the others.""",
         lambda t, c: (1 - t.p) ** c.gamma,
     ),
     "iw_sft": Form(
@@ -122,7 +122,7 @@ FORMS: dict[LossName, Form] = {
         needs_reference=True,
     ),
     "sed": Form(
-        """SED-SFT (arXiv 2602.07464): w = 1, and λ M (p - 1/2)² with M = 1[the k most probable tokens hold less than τ];
+        """SED-SFT (arXiv 2602.07464): w = 1, and λ M (p - 1/2)², M = 1[the k most probable tokens hold less than τ];
         λ = `diversity`; defaults λ = 0.2, k = 2, τ = 0.95, those of its code.""",
         _ones,
         penalty=_diversity,
