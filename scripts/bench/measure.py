@@ -40,17 +40,17 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+    contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: bool = True
 ) -> dict[str, list[float]]:
     """Seconds of each contestant in each round: A B C A B C …, so that a busy machine slows all of them alike.
 
-    One more round, the first, warms up and is not counted.
+    `warm_up`: one more round, the first, is not counted.
     """
     spent: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm_up):
         for name, run in contestants.items():
             taken = seconds(run, device)
-            if turn:
+            if turn >= warm_up:
                 spent[name].append(taken)
     return spent
 
