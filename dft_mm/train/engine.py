@@ -153,7 +153,8 @@ def build_engine(module: Trainable, family: Family, recipe: Recipe, config: dict
 
     groups = parameter_groups(module.model, family, recipe.optim)
     arguments = {"lr": recipe.optim.lr, "betas": recipe.optim.betas, "eps": recipe.optim.eps}
-    if "offload_optimizer" in config.get("zero_optimization", {}):
+    offload = config.get("zero_optimization", {}).get("offload_optimizer", {})
+    if offload.get("device", "none") != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)

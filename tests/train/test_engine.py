@@ -1,14 +1,20 @@
 """The DeepSpeed JSON has one owner for each setting."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from mixed_batches import mixed_model, plain_loss, steps
+from rows import write_wethink
+from safetensors.torch import load_file
 
 from dft_mm.config import LoraConfig, Recipe
 from dft_mm.errors import InputError
 from dft_mm.families import family_of
+from dft_mm.model.builtin import builtin_folder
 from dft_mm.model.freeze import freeze
 from dft_mm.model.lora import add_lora
 from dft_mm.train import engine
@@ -132,3 +138,29 @@ def test_recomputed_layers_have_the_same_gradients_and_keep_their_input_only(mon
     assert all(gradient.any() for gradient in plain.values())
     for name, gradient in plain.items():
         torch.testing.assert_close(recomputed[name], gradient, rtol=1e-6, atol=0)
+
+
+@pytest.mark.long  # DeepSpeed compiles its Adam for CPUs first
+def test_an_optimizer_and_weights_that_wait_on_the_cpu_take_the_same_steps(repo, tmp_path):
+    rows = write_wethink(tmp_path / "data")
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+name: unset
+output: {tmp_path}/{{name}}
+model: {{path: builtin:tiny-vl, dtype: float32}}
+data: {{train: [{{path: {rows}, images: {tmp_path}/data/images}}], max_length: 256, workers: 0}}
+loss: {{name: sft}}
+optim: {{lr: 1e-3, batch_size: 7}}
+train: {{max_steps: 4, epochs: 2, micro_tokens: 512}}
+"""
+    )
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    start = load_file(builtin_folder("tiny-vl") / "model.safetensors")
+    ends = []
+    for name in ("zero3", "zero3_offload"):
+        words = [str(tmp_path / "recipe.yaml"), f"name={name}", f"deepspeed={repo}/ds_configs/{name}.json"]
+        subprocess.run([sys.executable, "-m", "dft_mm", "train", *words], env=env, check=True, capture_output=True)
+        ends.append(load_file(tmp_path / name / "export/model.safetensors"))
+    for name, end in ends[0].items():
+        assert (end - start[name]).abs().max() > 1e-4, name  # it moved
+        torch.testing.assert_close(ends[1][name], end, rtol=0, atol=1e-6)
