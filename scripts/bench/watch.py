@@ -1,9 +1,11 @@
 """What is looked at while a contestant makes its steps: time, waiting for the device, speed of matrix products."""
 
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +83,7 @@ def host_waits(device: torch.device) -> Iterator[list[str]]:
             yield seen
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    seen += [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    seen += [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
 
 
 class _Operators(TorchDispatchMode):
@@ -93,8 +95,15 @@ class _Operators(TorchDispatchMode):
         name = func._schema.name
         masked = name in INDEXING and any(index is not None and index.dtype == torch.bool for index in args[1])
         if masked or name in WAITING:
-            self._seen.append(name)
+            self._seen.append(f"{name} at {_caller()}")
         return func(*args, **(kwargs or {}))
+
+
+def _caller() -> str:
+    """The innermost line of code outside torch; in the backward pass that which began it."""
+    frames = (frame for frame in reversed(traceback.extract_stack()) if "/torch/" not in frame.filename)
+    frame = next(frame for frame in frames if frame.filename != __file__)
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def product_rate(profile: torch.profiler.profile, device: torch.device) -> float | None:
