@@ -14,7 +14,7 @@ from dft_mm.data.render import Renderer
 from dft_mm.errors import InputError
 from dft_mm.model.builtin import IMAGE_PROCESSOR, builtin_folder
 from dft_mm.model.export import gather_state, write_model
-from dft_mm.model.load import load_model, load_processing, resolve
+from dft_mm.model.load import fingerprint, load_model, load_processing, resolve
 
 
 def test_every_family_loads_with_the_weights_of_its_file(folder):
@@ -62,6 +62,17 @@ def test_weights_of_another_shape_are_refused(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"fit|loaded"):
         load_model(folder)
+
+
+def test_another_training_of_a_model_has_another_fingerprint(folder, tmp_path):
+    before = fingerprint(folder)
+    assert fingerprint(shutil.copytree(folder, tmp_path / "copy")) == before
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 1.001 * tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    changed = fingerprint(folder)
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert len({before, changed, fingerprint(folder)}) == 3
 
 
 @pytest.fixture
