@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # DeepSpeed compiles a small communication library on its first CPU start and needs ninja on the PATH for it.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install demo test test-long lint bench clean
+.PHONY: install demo test test-long lint bench bench-gpu clean
 install: $(VENV)/.installed $(VENV)/.languages
 
 # torch is installed by its constraint first: an unpinned one would pull gigabytes of CUDA onto machines without a GPU.
@@ -33,6 +33,24 @@ test-long: install
 
 lint: install
 	$(RUN) -m ruff check .
+
+# CPU benches against their targets: an hour on two quiet cores, into scripts/bench/results and its README.
+# The real rows are those of DATA; without them the benches that want them say so and are left out.
+DATA ?= ../shared/data
+bench: install
+	$(RUN) -m scripts.bench.loss_head --preset cpu
+	$(RUN) -m scripts.bench.packing --data $(DATA)
+	$(RUN) -m scripts.bench.images --images $(DATA)/mathvision --sizes 640x480 --out scripts/bench/results/images.json
+	$(RUN) -m scripts.bench.readme
+
+# The same for one large GPU. `make bench-gpu DRY=1` tries all of it in tiny sizes on any machine and keeps no figures;
+# `make bench-gpu RUN=python3 INSTALLED=` uses an environment that is there already.
+INSTALLED ?= install
+bench-gpu: $(INSTALLED)
+	$(RUN) -m pytest -m gpu
+	$(RUN) -m scripts.bench.loss_head --preset gpu $(if $(DRY),--dry --rounds 1)
+	$(RUN) -m scripts.bench.step --preset gpu $(if $(DRY),--dry --warm 1 --timed 1)
+	$(if $(DRY),,$(RUN) -m scripts.bench.readme)
 
 clean:
 	rm -rf runs build dist

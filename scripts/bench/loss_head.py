@@ -383,6 +383,8 @@ def main() -> None:
 
     on_cpu = args.preset in ("cpu", "errors") or not torch.cuda.is_available()
     device = torch.device(args.device or ("cpu" if on_cpu else "cuda"))
+    if args.preset == "gpu" and device.type != "cuda" and not args.dry:
+        sys.exit("the preset gpu needs a CUDA device; --dry tries the same in tiny sizes on the CPU")
     one = Case(args.rows, args.dim, args.vocabulary, args.supervised, args.dtype, args.frozen)
     cases = PRESETS.get(args.preset, [one])
     if args.dry:
