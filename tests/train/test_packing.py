@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mixed_batches import IMAGES, LOSSES, PAD_ID, WINDOW, plain_loss
 from tiny_models import IMAGE_ID, TEXT, tiny_llama, tiny_vl
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -98,9 +99,10 @@ def in_one_segment(batch):
 
 def loss_and_gradients(module, batch):
     module.zero_grad()
-    loss = module(
+    total, *_ = module(
         batch.rows, batch.targets, Objective(LOSSES), batch.policy, batch.sequences, **batch.model_inputs
-    )[0] / max(1, len(batch.targets))
+    )
+    loss = total / max(1, len(batch.targets))
     loss.backward()
     return loss.detach(), {name.removeprefix("model."): p.grad for name, p in module.named_parameters()}
 
@@ -133,6 +135,29 @@ def test_loss_and_gradients_are_those_of_the_samples_alone(name, samples, checkp
     expected = plain_gradients(name, samples())
     assert difference(loss_and_gradients(module, batch), expected) <= 1e-5
     assert difference(loss_and_gradients(module, in_one_segment(batch)), expected) > 1e-2
+
+
+def flash(query, key, value, attention_mask, *, is_causal, softmax_scale, **segments):
+    """What transformers gives to the flash-attn package, which is not here: (1, T, H, D) and the segments."""
+    assert attention_mask is None
+    lengths = segments["cu_seq_lens_q"].diff().tolist()
+    assert segments["cu_seq_lens_k"] is segments["cu_seq_lens_q"]
+    assert segments["max_length_q"] == segments["max_length_k"] == max(lengths)
+    shared, outs = {"enable_gqa": query.shape[2] != key.shape[2]}, []
+    for parts in zip(*(tensor.transpose(1, 2).split(lengths, dim=2) for tensor in (query, key, value))):
+        out = F.scaled_dot_product_attention(*parts, is_causal=is_causal, scale=softmax_scale, **shared)
+        outs.append(out.transpose(1, 2))
+    return torch.cat(outs, dim=1)
+
+
+@pytest.mark.parametrize(("name", "samples"), [("qwen2.5-vl", with_pictures), ("qwen2", of_text), ("llama", of_text)])
+def test_flash_attention_is_told_of_the_segments(name, samples, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.flash_attention._flash_attention_forward", flash)
+    model = MODELS[name]()
+    model.config._attn_implementation = "flash_attention_2"
+    module = Trainable(model).train()
+    ours = loss_and_gradients(module, packed_batch(module, samples()))
+    assert difference(ours, plain_gradients(name, samples())) <= 1e-5
 
 
 def leaks(module, samples, others, spoil=lambda batch: batch):
