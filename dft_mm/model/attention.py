@@ -143,10 +143,20 @@ def _call_for_each(
     return torch.cat(outs)[None]
 
 
-def pack_tower(model: PreTrainedModel) -> None:
-    """Let the vision tower go through all windows of all pictures in one call."""
-    # Set directly: from_pretrained would look for a library of flash attention by this name.
-    model.config.vision_config._attn_implementation = TOWER
+def pack_tower(model: PreTrainedModel, implementation: str | None = TOWER) -> None:
+    """Let the vision tower go through all windows of all pictures in one call; None: with the attention that it has."""
+    if implementation:
+        # Set directly: from_pretrained would look for a library of flash attention by this name.
+        model.config.vision_config._attn_implementation = implementation
+    model.model.visual.register_forward_pre_hook(_without_samples, with_kwargs=True)
+
+
+def _without_samples(
+    tower: nn.Module, inputs: tuple[Any, ...], arguments: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Where samples begin and end is not for the tower, which transformers before 5.19 tells it, too."""
+    of_samples = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    return inputs, {name: value for name, value in arguments.items() if name not in of_samples}
 
 
 for _name in (PACKED, TOWER):

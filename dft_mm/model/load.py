@@ -17,7 +17,7 @@ from dft_mm.config import read_text
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.families import FAMILIES, Family, family_of
-from dft_mm.model.attention import PACKED, pack_tower
+from dft_mm.model.attention import PACKED, TOWER, pack_tower
 from dft_mm.model.builtin import BUILTIN, builtin_folder
 from dft_mm.model.chat_template import chat_template
 
@@ -173,8 +173,8 @@ def load_model(
         log.warning("%s holds %d weights that %s does not have, such as %s", folder, len(keys), family.name, keys[0])
     if quantize:
         _keep_layout(model)
-    if family.has_vision and attention == "sdpa":
-        pack_tower(model)
+    if family.has_vision:
+        pack_tower(model, TOWER if attention == "sdpa" else None)
     return model.eval()
 
 
