@@ -155,6 +155,8 @@ def test_flash_attention_is_told_of_the_segments(name, samples, monkeypatch):
     monkeypatch.setattr("transformers.integrations.flash_attention._flash_attention_forward", flash)
     model = MODELS[name]()
     model.config._attn_implementation = "flash_attention_2"
+    if sees(model):
+        pack_tower(model, None)
     module = Trainable(model).train()
     ours = loss_and_gradients(module, packed_batch(module, samples()))
     assert difference(ours, plain_gradients(name, samples())) <= 1e-5
