@@ -82,6 +82,8 @@ def _check_offloaded_activations(config: dict[str, Any], recipe: Recipe, path: P
     asked = config.get("activation_checkpointing")
     if asked is None:
         return
+    if not isinstance(asked, dict):
+        raise InputError(f'{path}: activation_checkpointing is {asked!r}, not a section: {{"cpu_checkpointing": true}}')
     others = [key for key, value in asked.items() if key != "cpu_checkpointing" and value]
     if others:
         raise InputError(

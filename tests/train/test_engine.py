@@ -86,6 +86,8 @@ def test_of_activation_checkpointing_only_what_has_an_effect_is_taken(config_of)
     assert config_of({"activation_checkpointing": on_cpu})["activation_checkpointing"] == on_cpu
     with pytest.raises(InputError, match=r"activation_checkpointing\.partition_activations is not supported"):
         config_of({"activation_checkpointing": {"cpu_checkpointing": True, "partition_activations": True}})
+    with pytest.raises(InputError, match=r"activation_checkpointing is True, not a section"):
+        config_of({"activation_checkpointing": True})
     with pytest.raises(InputError, match=r"no effect without model\.gradient_checkpointing"):
         config_of({"activation_checkpointing": on_cpu}, gradient_checkpointing=False)
 
