@@ -50,7 +50,7 @@ def train_step(
     """
     device = engine.device
     sums = Sums.zeros(device)
-    done: list[tuple[Batch, Tensor]] = []
+    done: list[tuple[tuple[str, ...], Tensor]] = []  # not the batches: their pictures would stay on the device
     for number, batch in enumerate(micro_batches, start=1):
         engine.set_gradient_accumulation_boundary(number == count)
         batch = batch.to(device)
@@ -58,14 +58,14 @@ def train_step(
         sums.add(outputs, batch, end_id)
         # DeepSpeed averages over ranks; the product is a new tensor, which its hooks on outputs leave alone.
         engine.backward(outputs[0] * (dist.world_size() / tokens), scale_wrt_gas=False)
-        done.append((batch, outputs[0].detach()))
+        done.append((batch.example_ids, outputs[0].detach()))
         if number < count:
             engine.step()
     if stop_wanted:
         sums.ask_to_stop()
     sums = sums.over_ranks()
     if not sums.finite:
-        ids = [id_ for batch, value in done if not value.isfinite() for id_ in batch.example_ids]
+        ids = [id_ for names, value in done if not value.isfinite() for id_ in names]
         raise NonFiniteError(f"the loss is not finite; examples: {_over_ranks(ids)}")
     if sums.supervised_tokens + sums.lost_tokens != tokens:
         raise RuntimeError(f"the plan counted {tokens} supervised tokens, the step {sums.supervised_tokens}")
@@ -76,7 +76,7 @@ def train_step(
     if norm is None or norm.isfinite():
         _step(engine, left)
     if (norm is not None and not norm.isfinite()) or not engine.was_step_applied():
-        ids = [id_ for batch, _ in done for id_ in batch.example_ids]
+        ids = [id_ for names, _ in done for id_ in names]
         raise NonFiniteError(f"the gradient is not finite; the step's examples: {_over_ranks(ids)}")
     return sums, float(engine.get_global_grad_norm() if norm is None else norm)
 
