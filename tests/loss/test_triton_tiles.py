@@ -1,4 +1,4 @@
-"""Triton's tile functions against torch's and the formula, in Triton's interpreter; and compiled for a GPU, without one."""
+"""Triton's tile functions against torch's and the formula, in its interpreter; and compiled for a GPU, without one."""
 
 import os
 import subprocess

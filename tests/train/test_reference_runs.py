@@ -1,4 +1,4 @@
-"""Whole runs of losses that compare with a reference model, or set in over steps: what is logged, resumed and exported."""
+"""Whole runs of losses that compare with a reference model or set in over steps: what is logged, resumed, exported."""
 
 import json
 import os
