@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dft_mm.config import LossConfig
 from dft_mm.loss import tiles
-from dft_mm.loss.family import Objective, Tokens
+from dft_mm.loss.family import Objective, Tokens, Weighted
 from dft_mm.loss.tokens import answers_of, supervised_rows
 
 TILE_SHARE = 12
@@ -214,100 +214,158 @@ def _evaluate(
     """Σ loss (), nll (M,), weight (M,), entropy (M,) or (0,), skipped () and the gradients for hidden, weight and bias,
     where wanted.
     """
-    bias, objective, options = work.bias, work.objective, work.options
-    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-    mixed = _multiplies_mixed(hidden, weight)
-    count, vocabulary = len(work.rows), len(weight)
-    h, targets = _even_rows(hidden, work, dtype if not mixed else hidden.dtype)
-    ops = tile_functions(hidden.device, objective)
+    tiling = _Tiling(hidden, weight, work, learns=wanted[1])
+    h, dtype, count = tiling.h, tiling.dtype, len(work.rows)
     nll, token_weight = (h.new_empty(count, dtype=dtype) for _ in range(2))
-    entropy = h.new_empty(count if options.entropy else 0, dtype=dtype)
+    entropy = h.new_empty(count if work.options.entropy else 0, dtype=dtype)
     loss = h.new_zeros((), dtype=dtype)
     skipped = torch.zeros((), dtype=torch.int64, device=h.device)
     grad_h = torch.zeros_like(h, dtype=dtype) if wanted[0] else None
     grad_w = (torch.empty_like if count else torch.zeros_like)(weight) if wanted[1] else None
-    grad_b = h.new_zeros(vocabulary, dtype=dtype) if wanted[2] else None
-
-    compare = objective.needs_reference
-    height, width = _tile(len(hidden), h, weight, mixed, wanted[1], objective.by_sequence)
-    buffers = [h.new_empty(height * width, dtype=dtype) for _ in range(1 + compare)]
-    columns = list(_slices(vocabulary, width))
-    single = len(columns) == 1
-    # Whether the tile's gradient is not touched again before it is multiplied, and so may be rounded at once.
-    final = not compare and options.softcap is None and options.logit_scale == 1.0 and not wanted[2]
-
+    grad_b = h.new_zeros(len(weight), dtype=dtype) if wanted[2] else None
     # Autocast would narrow the products behind our back.
     with torch.autocast(h.device.type, enabled=False):
-        for r in _slices(len(h), height):
-            real = slice(r.start, min(r.stop, count))
-            sums = tiles.Sums.start(h[r].to(dtype) if mixed else h[r], options.entropy, objective.top_k > 0)
-            ref_sums = tiles.Sums.start(h[r].to(dtype) if mixed else h[r], cross=objective.is_anchored)
-            for c in columns:
-                z, cap_slope = _logits(h[r], weight, bias, c, buffers[0], mixed, options)
-                if compare:
-                    ref_z = _ref_logits(work, r, c, buffers[1], dtype, options)
-                    ops.fold(ref_z, ref_sums, targets[r], c.start, model_z=z)
-                ops.fold(z, sums, targets[r], c.start, objective.top_k)
-            n = real.stop - real.start
-            tokens = Tokens(
-                sums.nll[:n],
-                sums.log_largest[:n] if sums.largest is not None else None,
-                ref_sums.nll[:n] if compare else None,
-                None if work.sequences is None else work.sequences[real],
-            )
-            weighted = objective(tokens, None if work.kinds is None else work.kinds[real])
-            nll[real], token_weight[real] = tokens.nll, weighted.weight
-            loss += weighted.value.sum()
-            if options.entropy:
-                entropy[real] = sums.entropy[:n]
-            anchor = None
-            if objective.is_anchored:
-                anchor = torch.as_tensor(weighted.anchor, dtype=dtype, device=h.device).expand(n)
-                loss += (anchor * ref_sums.divergence(sums)[:n]).sum()
-                anchor = _column(anchor, r)
-            if not any(wanted):
-                continue
-            slope = _column(weighted.slope, r)
-            scale = slope if anchor is None else slope + anchor
-            keep = None
-            if options.skip_budget and anchor is None:
-                keep = _rows_that_count(weighted.slope, tokens.p, options.skip_budget)
-                skipped += n - len(keep)
-            for c in columns:
-                if not single:
-                    z, cap_slope = _logits(h[r], weight, bias, c, buffers[0], mixed, options)
-                narrow = weight.dtype if mixed and final else None
-                grad_z = ops.gradient(z, sums, slope, targets[r], c.start, scale, not single, narrow)
-                if anchor is not None:
-                    if not single:
-                        ref_z = _ref_logits(work, r, c, buffers[1], dtype, options)
-                        ref_z.sub_(ref_sums.top).exp_()
-                    grad_z.sub_(ref_z.mul_(anchor / ref_sums.total))
-                if cap_slope is not None:
-                    grad_z.mul_(cap_slope)
-                if options.logit_scale != 1.0:
-                    grad_z.mul_(options.logit_scale)
-                inputs = h[r]
-                if keep is not None:
-                    grad_z, inputs = grad_z[keep], inputs[keep]
-                if grad_b is not None:
-                    grad_b[c] += grad_z.sum(0)
-                d = grad_z.to(weight.dtype) if mixed else grad_z
-                w = weight[c] if mixed else weight[c].to(dtype)
-                if grad_h is not None:
-                    if keep is None:
-                        _add_product(grad_h[r], d, w)
-                    else:
-                        grad_h[r].index_add_(0, keep, torch.mm(d, w).to(dtype))
-                if grad_w is not None:
-                    (_set_product if r.start == 0 else _add_product)(grad_w[c], d.t(), inputs)
+        for r in tiling.blocks:
+            block = tiling.softmax(r)
+            real = slice(r.start, r.start + block.count)
+            loss += block.loss
+            nll[real], token_weight[real] = block.nll, block.weighted.weight
+            if work.options.entropy:
+                entropy[real] = block.sums.entropy[: block.count]
+            if any(wanted):
+                skipped += tiling.gradients(r, block, grad_h, grad_w, grad_b)
     if grad_h is not None:
         grad_h = grad_h[:count].to(hidden.dtype)
         if count < len(hidden):
             grad_h = torch.zeros_like(hidden).index_copy_(0, work.rows, grad_h)
-    return (
-        loss, nll, token_weight, entropy, skipped, (grad_h, grad_w, None if grad_b is None else grad_b.to(bias.dtype))
-    )  # fmt: skip
+    grad_b = None if grad_b is None else grad_b.to(work.bias.dtype)
+    return loss, nll, token_weight, entropy, skipped, (grad_h, grad_w, grad_b)
+
+
+@dataclass
+class _Block:
+    """What the softmax has told of R rows of which `count` are real."""
+
+    count: int
+    sums: tiles.Sums
+    ref_sums: tiles.Sums
+    nll: Tensor
+    """(count,)"""
+    weighted: Weighted
+    loss: Tensor
+    """(): Σ of the rows' losses."""
+    anchor: Tensor | None
+    """(count,): λ of the divergence from the reference, where there is one."""
+
+
+class _Tiling:
+    """The supervised rows against the vocabulary, tile by tile."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, work: _Work, learns: bool) -> None:
+        self.weight, self.work = weight, work
+        self.dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+        self.mixed = _multiplies_mixed(hidden, weight)
+        self.h, self.targets = _even_rows(hidden, work, hidden.dtype if self.mixed else self.dtype)
+        self.compares = work.objective.needs_reference
+        self.ops = tile_functions(hidden.device, work.objective)
+        height, width = _tile(len(hidden), self.h, weight, self.mixed, learns, work.objective.by_sequence)
+        self.blocks = list(_slices(len(self.h), height))
+        self.columns = list(_slices(len(weight), width))
+        self._buffers = [self.h.new_empty(height * width, dtype=self.dtype) for _ in range(1 + self.compares)]
+        self._tile: tuple[Tensor, Tensor | None] | None = None
+        """The tile that the softmax left, and the slope of its cap."""
+        self._ref_tile: Tensor | None = None
+
+    def softmax(self, r: slice) -> _Block:
+        """Go over the vocabulary for the rows r, and weigh their tokens."""
+        work, options = self.work, self.work.options
+        like = self.h.new_empty((r.stop - r.start, 0), dtype=self.dtype)
+        sums = tiles.Sums.start(like, options.entropy, work.objective.top_k > 0)
+        ref_sums = tiles.Sums.start(like, cross=work.objective.is_anchored)
+        for c in self.columns:
+            z, _ = self._tile = self._logits(r, c)
+            if self.compares:
+                self._ref_tile = self._ref_logits(r, c)
+                self.ops.fold(self._ref_tile, ref_sums, self.targets[r], c.start, model_z=z)
+            self.ops.fold(z, sums, self.targets[r], c.start, work.objective.top_k)
+        n = min(r.stop, len(work.rows)) - r.start
+        real = slice(r.start, r.start + n)
+        tokens = Tokens(
+            sums.nll[:n],
+            sums.log_largest[:n] if sums.largest is not None else None,
+            ref_sums.nll[:n] if self.compares else None,
+            None if work.sequences is None else work.sequences[real],
+        )
+        weighted = work.objective(tokens, None if work.kinds is None else work.kinds[real])
+        loss, anchor = weighted.value.sum(), None
+        if work.objective.is_anchored:
+            anchor = torch.as_tensor(weighted.anchor, dtype=self.dtype, device=like.device).expand(n)
+            loss = loss + (anchor * ref_sums.divergence(sums)[:n]).sum()
+        return _Block(n, sums, ref_sums, tokens.nll, weighted, loss, anchor)
+
+    def gradients(
+        self, r: slice, block: _Block, grad_h: Tensor | None, grad_w: Tensor | None, grad_b: Tensor | None
+    ) -> int:
+        """Add the gradients of the rows r, where they are wanted; returns how many rows were left out."""
+        work, keep = self.work, None
+        slope = _column(block.weighted.slope, r)
+        scale = slope if block.anchor is None else slope + _column(block.anchor, r)
+        if work.options.skip_budget and block.anchor is None:
+            keep = _rows_that_count(block.weighted.slope, torch.exp(-block.nll), work.options.skip_budget)
+        inputs = self.h[r] if keep is None else self.h[r][keep]
+        for c in self.columns:
+            grad_z = self._gradient_tile(r, c, block, slope, scale, narrow=grad_b is None)
+            grad_z = grad_z if keep is None else grad_z[keep]
+            if grad_b is not None:
+                grad_b[c] += grad_z.sum(0)
+            d = grad_z.to(self.weight.dtype) if self.mixed else grad_z
+            if grad_h is not None and keep is None:
+                _add_product(grad_h[r], d, self._weight(c))
+            elif grad_h is not None:
+                grad_h[r].index_add_(0, keep, torch.mm(d, self._weight(c)).to(self.dtype))
+            if grad_w is not None:
+                (_set_product if r.start == 0 else _add_product)(grad_w[c], d.t(), inputs)
+        return 0 if keep is None else block.count - len(keep)
+
+    def _gradient_tile(self, r: slice, c: slice, block: _Block, slope: Tensor, scale: Tensor, narrow: bool) -> Tensor:
+        """(R, C): the loss' gradient for the products of hidden and weight; rounded at once where nothing follows."""
+        options, fresh = self.work.options, len(self.columns) > 1
+        z, cap_slope = self._logits(r, c) if fresh else self._tile
+        last = not self.compares and cap_slope is None and options.logit_scale == 1.0 and narrow and self.mixed
+        dtype = self.weight.dtype if last else None
+        grad_z = self.ops.gradient(z, block.sums, slope, self.targets[r], c.start, scale, fresh, dtype)
+        if block.anchor is not None:
+            q = self._ref_logits(r, c).sub_(block.ref_sums.top).exp_() if fresh else self._ref_tile
+            grad_z.sub_(q.mul_(_column(block.anchor, r) / block.ref_sums.total))
+        if cap_slope is not None:
+            grad_z.mul_(cap_slope)
+        return grad_z if options.logit_scale == 1.0 else grad_z.mul_(options.logit_scale)
+
+    def _weight(self, c: slice) -> Tensor:
+        return self.weight[c] if self.mixed else self.weight[c].to(self.dtype)
+
+    def _logits(self, r: slice, c: slice) -> tuple[Tensor, Tensor | None]:
+        """Logits (R, C) in the buffer, and the slope of their cap (R, C), where there is one."""
+        z = _tile_view(self._buffers[0], r.stop - r.start, c.stop - c.start)
+        torch.mm(self.h[r], self._weight(c).t(), **({"out_dtype": self.dtype} if self.mixed else {}), out=z)
+        if self.work.bias is not None:
+            z.add_(self.work.bias[c])
+        return _scale_and_cap(z, self.work.options)
+
+    def _ref_logits(self, r: slice, c: slice) -> Tensor:
+        """Logits (R, C) of the reference in a buffer of their own."""
+        work = self.work
+        z = _tile_view(self._buffers[1], r.stop - r.start, c.stop - c.start)
+        rows = work.rows[r.start : r.stop]
+        z[len(rows) :] = 0.0
+        if work.reference is None:
+            z[: len(rows)] = work.ref_logits[rows, c]
+            return z
+        h, weight, bias = work.reference
+        torch.mm(h[rows].to(self.dtype), weight[c].to(self.dtype).t(), out=z[: len(rows)])
+        if bias is not None:
+            z.add_(bias[c])
+        return _scale_and_cap(z, work.options)[0]
 
 
 def tile_functions(device: torch.device, objective: Objective) -> ModuleType:
@@ -333,33 +391,6 @@ def _even_rows(hidden: Tensor, work: _Work, dtype: torch.dtype) -> tuple[Tensor,
 def _column(values: Tensor, r: slice) -> Tensor:
     """(n,) → (R, 1), zero for the rows that fill up."""
     return torch.nn.functional.pad(values, (0, r.stop - r.start - len(values)))[:, None]
-
-
-def _logits(
-    h: Tensor, weight: Tensor, bias: Tensor | None, c: slice, buffer: Tensor, mixed: bool, options: HeadOptions
-) -> tuple[Tensor, Tensor | None]:
-    """Logits (R, C) in the buffer, and the slope of their cap (R, C), where there is one."""
-    z = _tile_view(buffer, len(h), c.stop - c.start)
-    w = weight[c] if mixed else weight[c].to(buffer.dtype)
-    torch.mm(h, w.t(), **({"out_dtype": buffer.dtype} if mixed else {}), out=z)
-    if bias is not None:
-        z.add_(bias[c])
-    return _scale_and_cap(z, options)
-
-
-def _ref_logits(work: _Work, r: slice, c: slice, buffer: Tensor, dtype: torch.dtype, options: HeadOptions) -> Tensor:
-    """Logits (R, C) of the reference in the buffer."""
-    z = _tile_view(buffer, r.stop - r.start, c.stop - c.start)
-    rows = work.rows[r.start : r.stop]
-    z[len(rows) :] = 0.0
-    if work.reference is None:
-        z[: len(rows)] = work.ref_logits[rows, c]
-        return z
-    h, weight, bias = work.reference
-    torch.mm(h[rows].to(dtype), weight[c].to(dtype).t(), out=z[: len(rows)])
-    if bias is not None:
-        z.add_(bias[c])
-    return _scale_and_cap(z, options)[0]
 
 
 def _scale_and_cap(z: Tensor, options: HeadOptions) -> tuple[Tensor, Tensor | None]:
