@@ -206,7 +206,7 @@ def line_up(device: torch.device, dtype: str) -> tuple[dict[str, Contestant], di
     for name, make in CONTESTANTS.items():
         try:
             contestant = make(device)
-            gradients(contestant, *inputs(Case(64, 64, 512, 0.5, dtype), device))
+            gradients(contestant, *inputs(Case(64, 256, 2048, 0.5, dtype), device))
         except Exception as error:  # whatever a peer fails with on this machine, it is told and the others go on
             if name == OURS:
                 raise
