@@ -62,6 +62,8 @@ CPU = torch.device("cpu")
 PACKED, BY_LENGTH, IN_ORDER = "packed", "by length, padded", "in order, padded"
 MASKED, TRL = "packed, transformers' mask", "TRL padding-free"
 MICRO_TOKENS = 8192
+PARTS = 8
+"""Contestants take turns in parts of a pass, which is minutes long."""
 EXACT_ROWS = 3
 """Rows of each file that the errors are measured on."""
 
@@ -158,11 +160,11 @@ class Contestant(NamedTuple):
     model: Trainable
     passes: list[Pass]
 
-    def run(self, passes: Sequence[Pass] = ()) -> float:
+    def run(self, passes: Sequence[Pass] | None = None) -> float:
         """Forward and backward over all micro-batches, or those given: the summed loss. Gradients stay in the model."""
         self.model.zero_grad(set_to_none=True)
         total = 0.0
-        for one in passes or self.passes:
+        for one in self.passes if passes is None else passes:
             loss, *_ = self.model(one.rows, one.targets, OBJECTIVE, **one.inputs())
             loss.backward()
             total += loss.item()
@@ -323,13 +325,26 @@ def errors(contestant: Contestant, total: float, true: dict[str, Tensor]) -> Row
     }
 
 
+def timed(runners: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant's pass over all rows in each round, in small turns of a part of the micro-batches."""
+    for one in runners.values():
+        one.run(one.passes[-1:])  # warms up
+    spent: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        turns = []
+        for part in range(PARTS):
+            runs = {name: partial(one.run, one.passes[part::PARTS]) for name, one in runners.items()}
+            turns.append(take_turns(runs, 1, CPU, warm_up=False))
+        for name in runners:
+            spent[name].append(sum(turn[name][0] for turn in turns))
+    return spent
+
+
 def measure(mix: Mix, data: Path, rounds: int, padded_rows: int, limit: int | None) -> tuple[list[Row], dict[str, str]]:
     """A row for each contestant; the errors are those of the mix's first rows, some of every file."""
     rows = read_rows(mix, data, limit)
     runners, absent = contestants(rows, padded_rows)
-    for one in runners.values():
-        one.run(one.passes[-1:])  # warms up
-    spent = take_turns({name: one.run for name, one in runners.items()}, rounds, CPU, warm_up=False)
+    spent = timed(runners, rounds)
     few = read_rows(mix, data, EXACT_ROWS)
     sample, _ = contestants(few, padded_rows)
     true = exact(few)

@@ -204,6 +204,14 @@ def test_all_ways_to_put_rows_together_learn_the_same(rows, vision):
     assert len(found[packing.IN_ORDER].passes) == 2
 
 
+def test_a_round_runs_each_micro_batch_once():
+    ran = []
+    contestant = SimpleNamespace(passes=[*range(11)], run=ran.extend)
+    spent = packing.timed({"A": contestant, "B": SimpleNamespace(passes=[], run=lambda passes: None)}, rounds=2)
+    assert sorted(ran[1:]) == sorted([*range(11)] * 2)  # after the warm-up
+    assert len(spent["A"]) == len(spent["B"]) == 2
+
+
 def test_peers_get_what_transformers_would_make(rows):
     inputs = PaddedInputs(0, packing.IMAGE_ID, rows.images)(rows.examples[:2])
     assert inputs["input_ids"].shape == inputs["labels"].shape == (2, 40)
