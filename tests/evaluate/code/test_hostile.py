@@ -34,7 +34,7 @@ PYTHON = {
                                  "            kept = bytearray(60 << 20); time.sleep(60)\n    time.sleep(60)"),
     "disk": ("failed", "    with open('/tmp/x', 'wb') as file:\n        while True: file.write(bytes(1 << 20))"),
     "sparse file": ("failed", "    open('/tmp/x', 'wb').truncate(1 << 60)"),
-    "files everywhere": ("failed", "    import os\n    for top, *_ in os.walk('/'):\n        try:\n"
+    "files everywhere": (("failed", "timeout"), "    import os\n    for top, *_ in os.walk('/'):\n        try:\n"
                                    "            with open(top + '/MARK', 'w') as f: f.write('x')\n"
                                    "        except OSError: pass\n    return 0"),
     "secrets": ("failed", "    raise ValueError(open('/proc/1/environ').read() + str(__import__('os').environ))"),
