@@ -402,11 +402,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=REPO.parent / "shared/data", help="the folder of the real sets")
     parser.add_argument("--padded-rows", type=int, default=8, help="rows of a micro-batch that is padded in order")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch; 1 on a busy machine")
     parser.add_argument("--dry", action="store_true", help="a few rows of each file, to see whether it runs")
     parser.add_argument("--shapes", type=Path, help="only write the sizes of the rows here, for `step`")
     parser.add_argument("--out", type=Path, help="JSON; default: among the results of the benches")
     args = parser.parse_args()
 
+    torch.set_num_threads(args.threads)
     missing = sorted({file.split("/")[0] for mix in MIXES for file in mix.files if not list(args.data.glob(file))})
     if missing:
         print(f"skipped: {args.data} has no {', '.join(missing)}; --data names the folder of the real sets")
