@@ -5,7 +5,7 @@
     python -m scripts.bench.loss_head --rows 1024 --dim 512 --vocabulary 32768 --supervised 0.5
 
 Contestants take turns; shown are medians. Memory is what a pass holds at its peak beyond inputs and the gradients
-returned. Errors are those of the loss and of both gradients against float64: greatest difference over greatest value;
+returned. Errors are those of the loss and of both gradients against float64, norm of the difference over norm;
 `exact, rounded` has those that the type of the gradients alone brings. The probability of a row's target is anything
 between 1 / V and nearly 1, as while fine-tuning. Axes: N rows, D hidden width, V vocabulary.
 """

@@ -75,9 +75,9 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """Greatest difference over the greatest exact value."""
+    """Norm of the difference over the norm of the exact values."""
     exact = exact.double()
-    return float((found.double() - exact).abs().max() / exact.abs().max())
+    return float((found.double() - exact).norm() / exact.norm())
 
 
 def machine(device: torch.device) -> dict[str, Any]:

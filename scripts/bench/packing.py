@@ -315,7 +315,7 @@ def exact(rows: Rows) -> tuple[float, dict[str, Tensor]]:
 
 
 def errors(contestant: Contestant, total: float, true: dict[str, Tensor]) -> Row:
-    """Relative errors of the loss, and of the gradient: greatest difference over greatest value, of all parameters."""
+    """Relative errors of the loss, and of the gradient of all parameters as one vector."""
     loss = contestant.run()
     gradients = {name.removeprefix("model."): p.grad for name, p in contestant.model.named_parameters()}
     found = torch.cat([gradients[name].flatten() for name in true])
