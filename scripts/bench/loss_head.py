@@ -255,9 +255,14 @@ def measure(case: Case, contestants: dict[str, Contestant], rounds: int, device:
     """A row for each; with no `rounds` only errors are measured."""
     hidden, weight, targets = inputs(case, device)
     runs = {name: partial(gradients, run, hidden, weight, targets) for name, run in contestants.items()}
-    rows = {name: {"case": case.title, **asdict(case), "name": name} for name in runs}
+    rows = {name: {"case": case.title, **asdict(case), "name": name} for name in (*runs, ROUNDED)}
+    true = exact(hidden, weight, targets)
+    for name, run in runs.items():  # warms up, too
+        rows[name] |= errors((run(), hidden.grad, weight.grad), true)
+    rows[ROUNDED] |= errors((true[0].float(), *(grad.to(hidden.dtype) for grad in true[1:])), true)
     if rounds:
-        spent = take_turns(runs, rounds, device)
+        del true
+        spent = take_turns(runs, rounds, device, warm_up=False)
         returned = hidden.nbytes + (0 if case.frozen else weight.nbytes)
         for name, run in runs.items():
             hidden.grad = weight.grad = None
@@ -266,13 +271,8 @@ def measure(case: Case, contestants: dict[str, Contestant], rounds: int, device:
                 "extra_mib": (peak_bytes(run, device) - returned) / 2**20,
             }
         for key in ("ms", "extra_mib"):
-            for row in rows.values():
-                row[f"ours_{key}"] = rows[OURS][key] / row[key]
-    true = exact(hidden, weight, targets)
-    for name, run in runs.items():
-        rows[name] |= errors((run(), hidden.grad, weight.grad), true)
-    rounded = true[0].float(), *(grad.to(hidden.dtype) for grad in true[1:])
-    rows[ROUNDED] = {"case": case.title, **asdict(case), "name": ROUNDED, **errors(rounded, true)}
+            for name in runs:
+                rows[name][f"ours_{key}"] = rows[OURS][key] / rows[name][key]
     return list(rows.values())
 
 
