@@ -23,7 +23,7 @@ from dft_mm.loss import tiles
 from dft_mm.loss.family import Objective, Tokens, Weighted
 from dft_mm.loss.tokens import answers_of, supervised_rows
 
-TILE_SHARE = 12
+TILE_SHARE = 6
 """A tile holds this fraction of the (N, V) logits,"""
 TILE_MIN, TILE_MAX = 2**20, 320 * 2**20
 """within these numbers of bytes."""
@@ -97,7 +97,7 @@ def linear_token_loss(
 ) -> HeadLoss:
     """`token_loss(hidden @ weight.T + bias, targets, loss)`, summed.
 
-    What it holds beyond inputs and gradients is about 1/12 of the (N, V) float32 logits. Gradients that nothing asks
+    What it holds beyond inputs and gradients is about 1/6 of the (N, V) float32 logits. Gradients that nothing asks
     for (a frozen weight, no_grad) are not computed. With no supervised row the loss is 0 with zero gradients, so that
     every rank of a sharded model takes the same path. A second backward pass over a retained graph computes anew.
 
