@@ -3,11 +3,13 @@
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dft_mm import __version__
 from dft_mm.errors import InputError, Stopped
@@ -344,5 +346,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BUG
 
 
+def entry() -> NoReturn:
+    """`main` as a process of its own."""
+    code = main()
+    if code != EXIT_DONE:
+        # After a failure libraries wait in their clean-up for ranks that are not there any more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -147,6 +147,8 @@ def _loader(
         pin_memory=pin_memory,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=ignore_stop_signals,
+        # Else it draws from torch's own state: once more in a run that goes on than in one that was not stopped.
+        generator=torch.Generator(),
     )
 
 

@@ -105,10 +105,10 @@ class Watch:
         self._thread.join(_PATIENCE_S)
         self._stacks.close()
         stacks = Path(self._stacks.name)
-        if stacks.is_file() and not stacks.stat().st_size:
-            stacks.unlink()
-            if not any(stacks.parent.iterdir()):
-                stacks.parent.rmdir()
+        with suppress(OSError):  # another rank's are there, or are just removed
+            if not stacks.stat().st_size:
+                stacks.unlink()
+            stacks.parent.rmdir()
 
     def _run(self) -> None:
         asked = False

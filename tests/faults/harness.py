@@ -84,7 +84,7 @@ class Started:
         start = ["--module", "dft_mm"]
         if prelude:
             script = runs.folder / f"{self.mark}.py"
-            script.write_text(f"{prelude}\nimport sys\nfrom dft_mm.__main__ import main\nsys.exit(main())\n")
+            script.write_text(f"{prelude}\nfrom dft_mm.__main__ import entry\nentry()\n")
             start = [str(script)]
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
         command = [*launcher, "--master_port", str(runs.free_port()), *start, "train", str(runs.recipe), f"name={name}"]
@@ -108,10 +108,10 @@ class Started:
         return found
 
     def rank(self, number):
-        """The training process of a rank: of its processes the one that is no child of another of them."""
-        own = {p.pid: p for p in self.left() if p.environ().get("RANK") == str(number)}
-        deepest = [p for p in own.values() if _is_training(p)]
-        return max(deepest, key=lambda p: len(p.parents()))
+        """The training process of a rank: the deepest that is no fork of another, as data workers are."""
+        own = [p for p in self.left() if p.environ().get("RANK") == str(number)]
+        started = [p for p in own if "train" in p.cmdline() and p.cmdline() != p.parent().cmdline()]
+        return max(started, key=lambda p: len(p.parents()))
 
     def step(self):
         return len(self.runs.metrics(self.name))
@@ -138,8 +138,3 @@ class Started:
 
     def kill(self, rank, number=signal.SIGKILL):
         self.rank(rank).send_signal(number)
-
-
-def _is_training(process):
-    words = process.cmdline()
-    return "train" in words and any(word.endswith(("dft_mm", "__main__.py", ".py")) for word in words[:5])

@@ -73,7 +73,7 @@ def test_a_rank_that_hangs_is_named_and_all_ranks_end(runs):
     status = runs.status("hung")
     assert (status["state"], "rank 1" in status["reason"]) == ("failed", True), status
     stacks = (runs.path("hung") / "stacks/rank-00000.txt").read_text()
-    assert "train_step" in stacks
+    assert "dft_mm/train/loop.py" in stacks
 
 
 def test_a_failed_run_begins_again_by_itself(runs):
@@ -86,11 +86,11 @@ def test_a_failed_run_begins_again_by_itself(runs):
 
 
 def test_two_runs_do_not_share_a_folder(runs):
-    with runs.started("shared") as run:
+    with runs.started("shared", "train.max_steps=9999") as run:
         run.until_step(1)
-        code, output = runs("shared", ranks=1)
+        code, output = runs("shared", "train.max_steps=9999", ranks=1)
         assert code == 2, output
         assert f"another run works there now (process {run.rank(0).pid} on" in output
         run.launcher.send_signal(signal.SIGINT)
         run.ended()
-    assert runs.status("shared")["state"] in ("stopped", "finished")
+    assert runs.status("shared")["state"] == "stopped"
