@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dft_mm import __version__
+from dft_mm.atomic import is_full
 from dft_mm.errors import InputError, Stopped
 
 EXIT_DONE, EXIT_BUG, EXIT_INPUT, EXIT_STOPPED = 0, 1, 2, 3
@@ -338,9 +339,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if speaks:
             print(f"dft-mm: {stop}", file=sys.stderr)
         return EXIT_STOPPED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_DONE
+        if arguments.debug or not is_full(error):
+            traceback.print_exc()
+        if not is_full(error):
+            return EXIT_BUG
+        print(f"dft-mm: {error.filename or 'a file'} cannot be written: {error.strerror}; make room", file=sys.stderr)
+        return EXIT_INPUT
     except Exception:
         traceback.print_exc()
         return EXIT_BUG

@@ -125,7 +125,7 @@ def gather_objects(value: Any) -> list[Any]:
 def on_main(work: Callable[[], T]) -> T:
     """Do something on rank 0 and hand its result to all ranks.
 
-    An error there is raised on every rank, so that none is left waiting.
+    An error there is raised on every rank, so that none is left waiting; InputError, Stopped and OSError as they are.
     """
     outcome: list[Any] = [None]
     if is_main():
@@ -134,10 +134,10 @@ def on_main(work: Callable[[], T]) -> T:
         except Exception as error:
             if world_size() == 1:
                 raise
-            kind = next((known for known in (InputError, Stopped) if isinstance(error, known)), None)
-            if kind is None:
+            known = isinstance(error, InputError | Stopped | OSError)  # the others may not survive the way
+            if not known:
                 log.exception("rank 0 failed")
-            outcome = [(None, kind(str(error)) if kind else RuntimeError(f"rank 0: {error!r}"))]
+            outcome = [(None, error if known else RuntimeError(f"rank 0: {error!r}"))]
     if world_size() > 1:
         torch_dist.broadcast_object_list(outcome, src=0)
     result, error = outcome[0]

@@ -1,8 +1,8 @@
 """How a run begins and ends: who works in its folder, STATUS.json, what asks it to stop, and what went wrong."""
 
-import errno
 import re
 import statistics
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,15 +12,16 @@ from typing import TypeVar
 import torch
 
 from dft_mm import dist
+from dft_mm.atomic import is_full
 from dft_mm.config import Recipe
 from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
 from dft_mm.signals import StopRequests
-from dft_mm.train.run_folder import State, write_status
-from dft_mm.train.shards import is_full
+from dft_mm.train.run_folder import State, read_status, write_status
 from dft_mm.train.watch import Watch
 
 T = TypeVar("T")
+_TELL_EVERY_S = 5.0
 _SPIKE_STEPS = 50
 _SPIKE_WIDTHS = 8.0
 
@@ -36,7 +37,8 @@ class Run:
         """The step under way."""
         self.notes: list[str] = []
         """What a person should look at, though the run goes on."""
-        self.watch = Watch(folder, hang_s, lambda verdict: self._write("failed", verdict))
+        self._told_at = 0.0
+        self.watch = Watch(folder, hang_s, self._tell_verdict)
 
     def at(self, doing: str) -> None:
         """The main thread is at this part of the step under way."""
@@ -54,11 +56,23 @@ class Run:
         self.notes = [*self.notes[-9:], text]
         self.tell("running")
 
+    def go_on(self) -> None:
+        """A step is done; STATUS says so now and then."""
+        if time.monotonic() - self._told_at > _TELL_EVERY_S:
+            self.tell("running")
+
     def tell(self, state: State, reason: str = "") -> None:
         if dist.is_main():
             self._write(state, reason)
 
+    def _tell_verdict(self, verdict: str) -> None:
+        """Rank 0's verdict, or that of others about rank 0, which may have left a word of its own."""
+        status = read_status(self.folder)
+        if dist.is_main() or status is None or status["state"] == "running":
+            self._write("failed", verdict)
+
     def _write(self, state: State, reason: str) -> None:
+        self._told_at = time.monotonic()
         try:
             write_status(self.folder, state, self.step, reason, self.notes)
         except OSError as error:
@@ -96,10 +110,10 @@ def _reason(cause: BaseException, run: Run) -> str:
 def in_words(error: BaseException, recipe: Recipe, run: Run) -> BaseException:
     """The error, or one that says what to do about it."""
     at = f"step {run.doing}" if run.doing else "before the first step"
-    if is_full(error) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+    if is_full(error):
         return InputError(
-            f"{at}: {error.filename or run.folder}: {error.strerror}; make room there (what is saved so far is whole), "
-            "then start the run again: it goes on from its last checkpoint"
+            f"{at}: {run.folder} cannot be written: {error.strerror}; make room or mend it. What is saved so far is "
+            "whole: start the run again, and it goes on from there"
         )
     if not _is_out_of_memory(error):
         return error

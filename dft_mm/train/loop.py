@@ -211,6 +211,7 @@ def _run_steps(
             too_many = len(lost) > recipe.data.bad_rows * len(data.train)
             advance(note=f"loss {line['loss']:.4f}  ce {line['ce']:.4f}  p {line['p_mean']:.3f}")
             last = sums.stop or too_many or step == plan.steps
+            run.go_on()
             run.at("the checkpoint")
             if last or step % recipe.train.save_every == 0:
                 _save(saver, step, run, last)

@@ -1,6 +1,5 @@
 """The files of a checkpoint, as DeepSpeed asks for them: hashed while written, and read as data, not as code."""
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 _BUFFER = 2**24
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What DeepSpeed's own shards hold besides tensors and plain values. Anything else in a shard is refused.
 _KNOWN = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, set]
 
@@ -105,11 +103,6 @@ class _Hashed:
         except OSError as error:
             self.error = error
             raise
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error says that a disk, a quota or a file size limit is reached."""
-    return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
 def load_shard(path: Path, map_location: Any = None) -> Any:

@@ -102,6 +102,8 @@ class Watch:
         self._place["end"] = self._place["end"] or _FINISHED
         self._closing.set()
         self._tell()
+        if self._rank == 0 and self._world > 1 and self._place["end"] != _FINISHED:
+            time.sleep(1.5 * _EVERY_S)  # the store goes with this process; the others are to read of its end there
         self._thread.join(_PATIENCE_S)
         self._stacks.close()
         stacks = Path(self._stacks.name)

@@ -113,6 +113,12 @@ class Started:
         started = [p for p in own if "train" in p.cmdline() and p.cmdline() != p.parent().cmdline()]
         return max(started, key=lambda p: len(p.parents()))
 
+    def both_ranks(self):
+        try:
+            return all(self.rank(number) for number in (0, 1))
+        except (ValueError, psutil.Error):  # not yet
+            return False
+
     def step(self):
         return len(self.runs.metrics(self.name))
 

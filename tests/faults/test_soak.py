@@ -35,6 +35,30 @@ def kill_all(run):
     run.ended(30)
 
 
+def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(runs):
+    with runs.started("killed") as run:
+        run.until_step(5)
+        run.kill(1)
+        assert run.ended() != 0
+    status = runs.status("killed")
+    assert status["state"] == "failed"
+    assert "rank 1 (process" in status["reason"]
+    assert "died at step" in status["reason"]
+    code, output = runs("killed")
+    assert code == 0, output
+    assert "going on after step" in output
+    assert_equals_whole(runs, "killed")
+
+
+def test_a_killed_rank_0_is_named_by_another(runs):
+    with runs.started("headless") as run:
+        run.until_step(4)
+        run.kill(0)
+        assert run.ended() != 0
+    status = runs.status("headless")
+    assert (status["state"], "rank 0" in status["reason"]) == ("failed", True)
+
+
 @pytest.mark.parametrize("number", range(5))
 def test_killed_at_a_random_point_a_run_ends_with_the_same_bits(runs, number):
     draw, name = random.Random(number), f"random{number}"
@@ -188,7 +212,7 @@ def test_the_same_examples_come_in_the_same_steps_on_1_2_and_4_ranks(runs):
 
 
 def test_twenty_random_faults_in_one_run_leave_no_trace(runs):
-    draw, name, faults, steps = random.Random(7), "soaked", [], "train.max_steps=40"
+    draw, name, faults, steps = random.Random(7), "soaked", [], "train.max_steps=90"
     code, output = runs("long", steps)
     assert code == 0, output
 
@@ -211,12 +235,13 @@ def test_twenty_random_faults_in_one_run_leave_no_trace(runs):
     while len(faults) < 20:
         kind = draw.choice(list(kinds))
         with runs.started(name, steps) as run:
-            # Now and then before the first step, mostly after some.
-            at = runs.status(name)["step"] + draw.choice([0, 1, 2, 3])
-            run.until(lambda run=run, at=at: run.step() >= min(at, 39) and _training(run))
-            time.sleep(draw.uniform(0, 0.5))
-            with contextlib.suppress(IndexError, ValueError, ProcessLookupError, psutil.NoSuchProcess):
-                kinds[kind](run)
+            run.until(run.both_ranks)
+            if draw.random() < 0.8:  # else while it starts
+                run.until(lambda run=run: "loss head" in run.output())
+                steps_done = run.step() + draw.choice([0, 1, 2])
+                run.until(lambda run=run, there=steps_done: run.step() >= there)
+            time.sleep(draw.uniform(0, 1.5))
+            kinds[kind](run)
             run.ended(90)
         faults.append(kind)
         assert [line["step"] for line in runs.metrics(name)] == list(range(1, len(runs.metrics(name)) + 1))
@@ -229,16 +254,12 @@ def test_twenty_random_faults_in_one_run_leave_no_trace(runs):
     assert len(faults) == 20, "the run was over before; give it more steps"
 
 
-def _training(run):
-    return any("dft_mm" in " ".join(process.cmdline()) for process in run.left())
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
