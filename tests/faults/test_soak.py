@@ -254,6 +254,31 @@ def test_twenty_random_faults_in_one_run_leave_no_trace(runs):
     assert len(faults) == 20, "the run was over before; give it more steps"
 
 
+NAN = """
+import dft_mm.train.step as step
+from dft_mm import dist
+forward, calls = step._forward, []
+def poisoned(*arguments):
+    outputs = forward(*arguments)
+    calls.append(1)
+    return (outputs[0] * float("nan"), *outputs[1:]) if dist.rank() == 1 and len(calls) == 6 else outputs
+step._forward = poisoned
+"""
+
+
+def test_a_nan_on_one_rank_stops_all_before_the_update(runs):
+    code, output = runs("nan", "--debug", prelude=NAN)
+    assert code == 1, output
+    status = runs.status("nan")
+    print(f"\nF11: {status}")
+    assert status["state"] == "failed"
+    assert f"step {status['step'] + 1}: NonFiniteError: the loss is not finite; examples: row-" in status["reason"]
+    assert len(list((runs.path("nan") / "debug").iterdir())) == 2
+    code, output = runs("nan")
+    assert code == 0, output
+    assert_equals_whole(runs, "nan")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
