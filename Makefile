@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # DeepSpeed compiles a small communication library on its first CPU start and needs ninja on the PATH for it.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install demo test test-long lint bench bench-gpu clean
+.PHONY: install demo test test-long soak lint bench bench-gpu clean
 install: $(VENV)/.installed $(VENV)/.languages
 
 # torch is installed by its constraint first: an unpinned one would pull gigabytes of CUDA onto machines without a GPU.
@@ -30,6 +30,10 @@ test: install
 
 test-long: install
 	$(RUN) -m pytest -m "long"
+
+# Faults by the dozen on real two-rank runs: half an hour.
+soak: install
+	$(RUN) -m pytest -m long -s tests/faults
 
 lint: install
 	$(RUN) -m ruff check .

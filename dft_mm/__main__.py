@@ -3,23 +3,50 @@
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dft_mm import __version__
+from dft_mm.atomic import is_full
 from dft_mm.errors import InputError, Stopped
 
 EXIT_DONE, EXIT_BUG, EXIT_INPUT, EXIT_STOPPED = 0, 1, 2, 3
 
 
-def train(arguments: argparse.Namespace) -> None:
+def train(arguments: argparse.Namespace) -> int:
     from dft_mm.config import load_recipe
-    from dft_mm.train.loop import train
+    from dft_mm.restart import EXIT_SAME_AGAIN, attempts, is_attempt
+    from dft_mm.signals import StopRequests
 
-    train(load_recipe(arguments.recipe, arguments.overrides), arguments.stop_after)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if recipe.train.restarts and not is_attempt():
+        return attempts(arguments.words, recipe.train.restarts)
+    with StopRequests() as requests:
+        from dft_mm.train.loop import train
+        from dft_mm.train.step import NonFiniteError
+
+        try:
+            train(recipe, arguments.stop_after, arguments.accept_changes, arguments.debug, requests)
+        except NonFiniteError:
+            if not is_attempt():
+                raise
+            traceback.print_exc()
+            return EXIT_SAME_AGAIN
+    return EXIT_DONE
+
+
+def checkpoint(arguments: argparse.Namespace) -> int:
+    from dft_mm.train.verify import verify_run
+
+    found = verify_run(arguments.run)
+    for folder, problem in found:
+        print(f"{folder}: {'whole' if problem is None else 'damaged: ' + problem}")
+    return EXIT_BUG if any(problem for _, problem in found) else EXIT_DONE
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -186,6 +213,16 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--stop-after", type=_positive, metavar="STEP", help="save and stop after this step, with exit code 3"
     )
+    verb.add_argument(
+        "--accept-changes", action="store_true",
+        help="go on though the recipe is another than that of the run's checkpoints",
+    )  # fmt: skip
+    verb = add(
+        "checkpoint", checkpoint, "check every checkpoint of a run against its manifest",
+        "dft-mm checkpoint verify runs/tiny_vl_cpu",
+    )  # fmt: skip
+    verb.add_argument("action", choices=["verify"], help="verify: exit code 0 when all are whole, 1 when one is not")
+    verb.add_argument("run", type=Path, help="run folder")
     verb = add(
         "prepare", prepare, "read and check all data of a recipe once",
         "dft-mm prepare scripts/recipes/tiny_vl_cpu.yaml",
@@ -281,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.error(f"unrecognized arguments: {' '.join(options)}")
     if rest:
         arguments.overrides += rest
+    arguments.words = words
     # One message a node, not one a rank.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     if not speaks or not sys.stderr.isatty():
@@ -301,13 +339,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         if speaks:
             print(f"dft-mm: {stop}", file=sys.stderr)
         return EXIT_STOPPED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_DONE
+        if arguments.debug or not is_full(error):
+            traceback.print_exc()
+        if not is_full(error):
+            return EXIT_BUG
+        print(f"dft-mm: {error.filename or 'a file'} cannot be written: {error.strerror}; make room", file=sys.stderr)
+        return EXIT_INPUT
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
 
 
+def entry() -> NoReturn:
+    """`main` as a process of its own."""
+    code = main()
+    if code != EXIT_DONE:
+        # After a failure libraries wait in their clean-up for ranks that are not there any more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

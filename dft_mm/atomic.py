@@ -1,5 +1,6 @@
 """Files that are whole or not there: after a crash a reader sees the old content or the new, never half of one."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ def replacing(path: Path) -> Iterator[Any]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says that a disk or quota is full, a file as long as allowed, or the file system read-only."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in known
 
 
 def write_atomically(path: Path, text: str) -> None:

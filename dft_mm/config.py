@@ -266,6 +266,11 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep: int = Field(default=2, ge=2)
     """Newest checkpoints that are kept."""
+    hang_minutes: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """A rank that is silent, or stands still in a step, for so long is named, and the run ends."""
+    restarts: int = Field(default=0, ge=0)
+    """Times that a run whose rank died, hung or met an unexpected error begins again from its last checkpoint, under
+    the same launcher."""
     heldout_every: int = Field(default=100, ge=1)
     """Steps between measurements of the held-out loss; the last step is always measured."""
 

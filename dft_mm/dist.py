@@ -8,16 +8,19 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 
-from dft_mm.errors import InputError
+from dft_mm.errors import InputError, Stopped
 
 T = TypeVar("T")
 log = logging.getLogger("dft_mm")
+_LONGEST = timedelta(days=1)
+"""Of a collective: ranks wait while one prepares the data. Who watches a run is told sooner what holds it up."""
 
 
 def setup_logging() -> None:
@@ -48,8 +51,19 @@ def init() -> torch.device:
     if not torch_dist.is_initialized():
         if accelerator.device_name() != "cpu":
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        backend = accelerator.communication_backend_name()
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=_LONGEST)
+        _unlink_shared_buffers()
     return torch.device(accelerator.current_device_name())
+
+
+def _unlink_shared_buffers() -> None:
+    """Take the names of DeepSpeed's buffers in shared memory away as soon as all ranks have them open: a rank that is
+    killed would leave 66 MiB behind, and a later run on the same port find them.
+    """
+    barrier()
+    own = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
+    Path("/dev/shm", own).unlink(missing_ok=True)
 
 
 def free_build_locks() -> None:
@@ -111,7 +125,7 @@ def gather_objects(value: Any) -> list[Any]:
 def on_main(work: Callable[[], T]) -> T:
     """Do something on rank 0 and hand its result to all ranks.
 
-    An error there is raised on every rank, so that none is left waiting.
+    An error there is raised on every rank, so that none is left waiting; InputError, Stopped and OSError as they are.
     """
     outcome: list[Any] = [None]
     if is_main():
@@ -120,10 +134,10 @@ def on_main(work: Callable[[], T]) -> T:
         except Exception as error:
             if world_size() == 1:
                 raise
-            kind = InputError if isinstance(error, InputError) else RuntimeError
-            if kind is RuntimeError:
+            known = isinstance(error, InputError | Stopped | OSError)  # the others may not survive the way
+            if not known:
                 log.exception("rank 0 failed")
-            outcome = [(None, kind(str(error) if kind is InputError else f"rank 0: {error!r}"))]
+            outcome = [(None, error if known else RuntimeError(f"rank 0: {error!r}"))]
     if world_size() > 1:
         torch_dist.broadcast_object_list(outcome, src=0)
     result, error = outcome[0]

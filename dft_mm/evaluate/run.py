@@ -18,12 +18,12 @@ from dft_mm.evaluate import results as tables
 from dft_mm.evaluate.backends.registry import make
 from dft_mm.evaluate.benchmark import BenchmarkConfig
 from dft_mm.evaluate.generations import encode, generate, writing
-from dft_mm.evaluate.lock import locked
 from dft_mm.evaluate.ranks import joined
 from dft_mm.evaluate.requests import Backend, BackendOptions, Request, seed_of
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.evaluate.task import Answer, Question, Scored, Scoring
 from dft_mm.evaluate.tasks.registry import TASKS
+from dft_mm.lock import locked
 from dft_mm.progress import progress
 
 # What decides answers; a README beside the weights does not.
@@ -136,7 +136,7 @@ def _model_hash(model: str, backend: str) -> str | None:
 
 def _enter(out: Path, held: contextlib.ExitStack) -> None:
     """Hold the folder, if it is new or an evaluation's; what a killed process was writing is removed."""
-    held.enter_context(locked(out))
+    held.enter_context(locked(out, "evaluation", "give another --out"))
     # A process that was killed early leaves nothing but hidden files and the tasks' own.
     others = [path.name for path in out.iterdir() if path.name != "work" and not path.name.startswith(".")]
     if others and "manifest.json" not in others:

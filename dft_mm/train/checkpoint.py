@@ -1,13 +1,15 @@
 """Checkpoints that are whole or not there: a temporary folder, a hash for every file, the manifest last, a rename."""
 
+import errno
 import hashlib
-import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -15,63 +17,185 @@ import torch
 from torch import nn
 
 from dft_mm import dist
-from dft_mm.atomic import write_atomically
 from dft_mm.errors import InputError
+from dft_mm.train.reshape import loading_reshaped
+from dft_mm.train.shards import ShardWriter, load_shard
+from dft_mm.train.verify import (
+    ENGINE,
+    checkpoint_name,
+    read_manifest,
+    size_of,
+    steps,
+    sync_folder,
+    write_manifest,
+)  # fmt: skip
 
-_TAG = "engine"
-_MANIFEST = "manifest.json"
+_GIB = 2**30
 
 
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
+class SaveError(RuntimeError):
+    """A checkpoint could not be written, on any rank. The older ones are untouched, and the run may go on."""
 
 
-def save(engine: Any, folder: Path, step: int, identity: Mapping[str, Any], keep: int) -> Path:
-    """Write `folder/step-…`; every rank calls it. `identity` is what a run must share to go on from here.
+@dataclass
+class _Pending:
+    """A checkpoint that is written and not committed yet."""
 
-    With `base` in it, the fingerprint of weights that never change, these are not written: adapters are all there is.
-    Raises on every rank when any of them fails; then no new checkpoint is there, and the older ones are untouched.
+    step: int
+    temporary: Path
+    writer: ShardWriter
+    syncing: Thread
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run; every rank calls each method, in the same order.
+
+    A checkpoint is handed to the system in `save`, during which no weight may change; that it reaches the disk is
+    waited for in the background, and `commit` then makes it count.
+
+    Args:
+        engine: the DeepSpeedEngine.
+        folder: where checkpoints are, on a file system that all ranks share.
+        identity: what a run must share to go on from here. With `base` in it, the fingerprint of weights that never
+            change, these are not written: adapters are all there is.
+        keep: how many of the newest stay.
+        before_commit: called on rank 0 before a checkpoint counts.
     """
-    final = folder / checkpoint_name(step)
-    temporary = folder / f".{final.name}.partial"
 
-    def clear() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+    def __init__(
+        self,
+        engine: Any,
+        folder: Path,
+        identity: Mapping[str, Any],
+        keep: int,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine, self._folder, self._identity, self._keep = engine, folder, dict(identity), keep
+        self._before_commit = before_commit
+        self._pending: _Pending | None = None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether nothing of this rank's is on its way to the disk: when that holds on all ranks, `commit` is quick."""
+        return self._pending is None or not self._pending.syncing.is_alive()
+
+    @property
+    def pending(self) -> bool:
+        return self._pending is not None
+
+    def save(self, step: int) -> None:
+        """Write `step-…`, after the one before it is committed.
+
+        Raises SaveError on every rank when it fails on any: then there is no new checkpoint, and nothing is pending.
+        """
+        self.commit()
+        temporary = self._folder / f".{checkpoint_name(step)}.partial"
+        self._on_main(step, lambda: self._clear(temporary))
+        writer = ShardWriter(temporary)
+        self._engine.checkpoint_engine = writer
+        # DeepSpeed would copy scripts for other tools beside the shards, on one rank and outside the writer.
+        self._engine._copy_recovery_script = lambda _: None
+        frozen_left_out = "base" in self._identity
+        with _adapters_only(self._engine.module) if frozen_left_out else nullcontext():
+            self._engine.save_checkpoint(
+                str(temporary), tag=ENGINE, save_latest=False, exclude_frozen_parameters=frozen_left_out
+            )
+        writer.save(_rng_state(), str(temporary / _rng_name(dist.rank())))
+        self._agree(step, writer.error)
+        self._pending = _Pending(step, temporary, writer, Thread(target=writer.sync, name="sync", daemon=True))
+        self._pending.syncing.start()
+
+    def commit(self) -> Path | None:
+        """Make the pending checkpoint count, and remove older ones than are kept; None where none is pending.
+
+        Raises SaveError as `save` does.
+        """
+        if self._pending is None:
+            return None
+        pending = self._pending
+        pending.syncing.join()
+        self._agree(pending.step, pending.writer.error)
+        written = [entry for of_rank in dist.gather_objects(pending.writer.written) for entry in of_rank]
+        final = self._folder / checkpoint_name(pending.step)
+        self._on_main(pending.step, lambda: self._publish(pending, written, final))
+        self._pending = None
+        return final
+
+    def _clear(self, temporary: Path) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(".step-*"):  # of saves that were cut short
+            shutil.rmtree(left, ignore_errors=True)
+        needed, free = self._bytes_needed(), shutil.disk_usage(self._folder).free
+        if free < needed:
+            told = f"a checkpoint takes about {needed / _GIB:.3g} GiB, and {free / _GIB:.3g} are free"
+            raise OSError(errno.ENOSPC, told, str(self._folder))
         temporary.mkdir()
 
-    dist.on_main(clear)
-    before = set(temporary.rglob("*"))
-    with _adapters_only(engine.module) if "base" in identity else nullcontext():
-        engine.save_checkpoint(
-            str(temporary), tag=_TAG, save_latest=False, exclude_frozen_parameters="base" in identity
-        )
-    error: Exception | None = None
-    own: list[dict[str, Any]] = []
-    try:
-        torch.save(_rng_state(), temporary / f"rng-{dist.rank():05d}.pt")
-        dist.barrier()
-        # Each rank hashes a share of all files: who wrote which is DeepSpeed's own business.
-        files = sorted(path for path in set(temporary.rglob("*")) - before if path.is_file())
-        own = [_describe(path, temporary) for path in files[dist.rank() :: dist.world_size()]]
-    except OSError as failure:
-        error = failure
-    dist.agree(error, f"saving {final.name}")
-    listed = sorted((entry for part in dist.gather_objects(own) for entry in part), key=lambda entry: entry["name"])
+    def _bytes_needed(self) -> int:
+        """As much as the last whole one, or at least master weights and two moments of all that learns."""
+        for step in reversed(steps(self._folder)):
+            checkpoint = self._folder / checkpoint_name(step)
+            try:
+                return size_of(checkpoint)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # it is damaged; an older one may do
+        learning = (p for p in self._engine.module.parameters() if p.requires_grad)
+        return sum(12 * getattr(p, "ds_numel", p.numel()) for p in learning)
 
-    def commit() -> None:
-        manifest = {"step": step, "world_size": dist.world_size(), "files": listed, "identity": dict(identity)}
-        write_atomically(temporary / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        _sync(temporary)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(folder)
-        for old in _steps(folder)[:-keep]:
-            shutil.rmtree(folder / checkpoint_name(old))
+    def _publish(self, pending: _Pending, written: list[dict[str, Any]], final: Path) -> None:
+        self._before_commit()
+        listed = written + _others(pending.temporary, {entry["name"] for entry in written})
+        listed.sort(key=lambda entry: entry["name"])
+        about = {"step": pending.step, "world_size": dist.world_size(), "identity": self._identity}
+        for folder in {(pending.temporary / entry["name"]).parent for entry in listed}:
+            sync_folder(folder)
+        write_manifest(pending.temporary, about | {"files": listed})
+        sync_folder(pending.temporary)
+        replaced = final.with_name(f".{final.name}.replaced")
+        if final.exists():  # it was damaged, and its step is done again
+            final.rename(replaced)
+        pending.temporary.rename(final)
+        sync_folder(self._folder)
+        # Newer ones are damaged, or the run would have gone on from there.
+        older = [step for step in steps(self._folder) if step <= pending.step]
+        for gone in [replaced, *(self._folder / checkpoint_name(step) for step in older[: -self._keep])]:
+            shutil.rmtree(gone, ignore_errors=True)
 
-    dist.on_main(commit)
-    return final
+    def _on_main(self, step: int, work: Callable[[], None]) -> None:
+        error: OSError | None = None
+        if dist.is_main():
+            try:
+                work()
+            except OSError as failure:
+                error = failure
+        self._agree(step, error)
+
+    def _agree(self, step: int, error: OSError | None) -> None:
+        """Give the checkpoint up on all ranks when any of them has an error."""
+        errors = dist.gather_objects(None if error is None else str(error))
+        failed = [(rank, text) for rank, text in enumerate(errors) if text is not None]
+        if not failed:
+            return
+        if self._pending is not None:
+            self._pending.syncing.join()
+            self._pending = None
+        if dist.is_main():
+            shutil.rmtree(self._folder / f".{checkpoint_name(step)}.partial", ignore_errors=True)
+        rank, text = failed[0]
+        raise SaveError(f"the checkpoint of step {step} could not be written (rank {rank}: {text})")
+
+
+def _others(root: Path, known: set[str]) -> list[dict[str, Any]]:
+    """Entries of files that DeepSpeed wrote by itself, such as what it keeps on NVMe."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    return [_describe(path, root) for path in paths if path.relative_to(root).as_posix() not in known]
+
+
+def _describe(path: Path, root: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.relative_to(root).as_posix(), "size": path.stat().st_size, "sha256": digest}
 
 
 @contextmanager
@@ -92,64 +216,11 @@ def _adapters_only(module: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def _describe(path: Path, root: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.relative_to(root).as_posix(), "size": path.stat().st_size, "sha256": digest}
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _steps(folder: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-[0-9]*") if path.is_dir())
-
-
-def verify(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when every file is there and has its hash."""
-    try:
-        manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-        for entry in manifest["files"]:
-            path = checkpoint / entry["name"]
-            if not path.resolve().is_relative_to(checkpoint.resolve()):
-                return f"{entry['name']} lies outside the checkpoint"
-            if not path.is_file():
-                return f"{entry['name']} is missing"
-            if path.stat().st_size != entry["size"]:
-                return f"{entry['name']} has {path.stat().st_size} bytes instead of {entry['size']}"
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    return f"{entry['name']} does not have its sha256"
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read: {error!r}"
-    return None
-
-
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that passes `verify`; each damaged one on the way is named in the log."""
-    for step in reversed(_steps(folder)):
-        checkpoint = folder / checkpoint_name(step)
-        problem = verify(checkpoint)
-        if problem is None:
-            return checkpoint
-        dist.log.warning("%s is damaged and not used: %s", checkpoint, problem)
-    return None
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-
-
 def load(engine: Any, checkpoint: Path, identity: Mapping[str, Any]) -> int:
-    """Restore engine and random states from a verified checkpoint, on every rank; return its step.
+    """Restore engine and random states from a checkpoint that `newest_whole` chose, on every rank; return its step.
 
-    Raises InputError when it belongs to another model, data set, ZeRO stage or number of ranks.
+    Made by another number of ranks it is cut anew first; each rank then draws random numbers of its own.
+    Raises InputError when it belongs to another model, data set or ZeRO stage.
     """
     manifest = read_manifest(checkpoint)
     for key, value in identity.items():
@@ -158,17 +229,21 @@ def load(engine: Any, checkpoint: Path, identity: Mapping[str, Any]) -> int:
                 f"{checkpoint}: it was made with another {key} ({manifest['identity'].get(key)}) than this run has "
                 f"({value}); use the same, or give the run another name"
             )
-    if manifest["world_size"] != dist.world_size():
-        raise InputError(
-            f"{checkpoint}: it was made by {manifest['world_size']} ranks and can only go on with as many; "
-            f"this run has {dist.world_size()}"
-        )
-    # The shards are pickled; the hashes of the manifest were checked before.
-    path, _ = engine.load_checkpoint(str(checkpoint), tag=_TAG, load_module_strict="base" not in identity)
+    same = manifest["world_size"] == dist.world_size()
+    engine.checkpoint_engine = ShardWriter(checkpoint)
+    with nullcontext(checkpoint) if same else loading_reshaped(engine, checkpoint, manifest) as folder:
+        path, _ = engine.load_checkpoint(str(folder), tag=ENGINE, load_module_strict="base" not in identity)
     if path is None:
         raise RuntimeError(f"{checkpoint}: DeepSpeed could not load it")
-    _restore_rng(torch.load(checkpoint / f"rng-{dist.rank():05d}.pt", weights_only=True))
+    if same:
+        _restore_rng(load_shard(checkpoint / _rng_name(dist.rank())))
+    else:
+        torch.manual_seed(manifest["step"] * dist.world_size() + dist.rank())
     return manifest["step"]
+
+
+def _rng_name(rank: int) -> str:
+    return f"rng-{rank:05d}.pt"
 
 
 def _rng_state() -> dict[str, Any]:

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dft_mm import dist
@@ -15,9 +14,10 @@ from dft_mm.errors import InputError
 from dft_mm.model.export import gather_state, write_adapter, write_model
 from dft_mm.model.load import Processing, load_model, load_processing
 from dft_mm.model.lora import adapter_config, adapter_state, merge
-from dft_mm.train import checkpoint
 from dft_mm.train.module import Trainable
 from dft_mm.train.run_folder import provenance
+from dft_mm.train.shards import load_shard
+from dft_mm.train.verify import checkpoint_name, newest_whole, read_manifest, verify
 
 
 def export_live(
@@ -54,7 +54,7 @@ def export_checkpoint(run: Path, out: Path, step: int | None = None, merge_adapt
     if merge_adapter and not recipe.model.lora:
         raise InputError(f"--merge: {run} has no adapter to merge; leave --merge out")
     folder = _choose(run / "checkpoints", step)
-    manifest = checkpoint.read_manifest(folder)
+    manifest = read_manifest(folder)
     processing = load_processing(recipe.model.path)
     about = _about(recipe, processing, manifest["step"])
     end_id = _end_id(run)
@@ -80,7 +80,7 @@ def consolidate(folder: Path, stage: int) -> dict[str, Tensor]:
 
     if stage == 0:
         shard = folder / "engine" / "mp_rank_00_model_states.pt"
-        state = torch.load(shard, map_location="cpu", weights_only=False)["module"]
+        state = load_shard(shard, "cpu")["module"]
     else:
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag="engine")
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
@@ -96,15 +96,15 @@ def _end_id(run: Path) -> int:
 
 def _choose(checkpoints: Path, step: int | None) -> Path:
     if step is None:
-        newest = checkpoint.newest_whole(checkpoints)
+        newest = newest_whole(checkpoints)
         if newest is None:
             raise InputError(f"{checkpoints}: no whole checkpoint to export")
         return newest
-    folder = checkpoints / checkpoint.checkpoint_name(step)
+    folder = checkpoints / checkpoint_name(step)
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in checkpoints.glob("step-*"))) or "none"
         raise InputError(f"--step {step}: {checkpoints} has no such checkpoint; there are {there}")
-    problem = checkpoint.verify(folder)
+    problem = verify(folder)
     if problem:
         raise InputError(f"{folder} is damaged: {problem}")
     return folder

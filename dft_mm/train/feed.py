@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from dft_mm.data.preparing.manifest import still_holds, summary
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.model.load import Processing
-from dft_mm.train.lifecycle import ignore_stop_signals
+from dft_mm.signals import ignore_stop_signals
 
 _CPU = torch.device("cpu")
 _AHEAD = 4  # micro-batches that a worker may have ready: held-out passes and checkpoints give it the time to make them
@@ -116,6 +117,15 @@ def heldout_batches(data: RunData, recipe: Recipe) -> Iterator[Batch]:
     return iter(_loader(data.heldout, groups[dist.rank()], data.collate, workers=0))
 
 
+def write_batches(data: RunData, step: int, folder: Path) -> Path:
+    """This rank's micro-batches of a step, made anew, for a person to look at: torch.load(…, weights_only=False)."""
+    path = folder / "debug" / f"step-{step:08d}-rank-{dist.rank():05d}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    groups = data.plan.micro_batches(step)[dist.rank()]
+    torch.save([vars(data.collate([data.train[int(index)] for index in group])) for group in groups], path)
+    return path.parent
+
+
 class _Lazy:
     """An iterable that begins anew each time it is iterated, as DataLoader wants of a batch sampler."""
 
@@ -137,6 +147,8 @@ def _loader(
         pin_memory=pin_memory,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=ignore_stop_signals,
+        # Else it draws from torch's own state: once more in a run that goes on than in one that was not stopped.
+        generator=torch.Generator(),
     )
 
 

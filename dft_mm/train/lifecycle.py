@@ -1,82 +1,152 @@
-"""How a run ends: STATUS.json tells it, and a signal asks for it."""
+"""How a run begins and ends: who works in its folder, STATUS.json, what asks it to stop, and what went wrong."""
 
-import signal
+import re
+import statistics
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import TypeVar
+
+import torch
 
 from dft_mm import dist
+from dft_mm.atomic import is_full
+from dft_mm.config import Recipe
+from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
-from dft_mm.train.run_folder import State, write_status
+from dft_mm.signals import StopRequests
+from dft_mm.train.run_folder import State, read_status, write_status
+from dft_mm.train.watch import Watch
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_SAME_WISH_S = 5.0
-
-
-@dataclass
-class Status:
-    """Where a run is, as far as STATUS.json tells."""
-
-    step: int = 0
-    """The last step done."""
-    doing: int | None = None
-    """The step under way."""
+T = TypeVar("T")
+_TELL_EVERY_S = 5.0
+_SPIKE_STEPS = 50
+_SPIKE_WIDTHS = 8.0
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yields a list that SIGTERM, SIGINT and SIGUSR1 fill; one that comes later than a moment ends the process at once.
+class Run:
+    """A run under way, as far as STATUS.json tells, and those who keep an eye on it."""
 
-    Within the moment it is the same wish: a process group and a launcher both pass one signal on.
-    """
-    received: list[int] = []
-    first_at = 0.0
+    def __init__(self, folder: Path, requests: StopRequests, hang_s: float) -> None:
+        self.folder, self.requests = folder, requests
+        self.step = 0
+        """The last step done."""
+        self.doing: int | None = None
+        """The step under way."""
+        self.notes: list[str] = []
+        """What a person should look at, though the run goes on."""
+        self._told_at = 0.0
+        self.watch = Watch(folder, hang_s, self._tell_verdict)
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal first_at
-        if received and time.monotonic() - first_at > _SAME_WISH_S:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        first_at = first_at or time.monotonic()
-        received.append(number)
+    def at(self, doing: str) -> None:
+        """The main thread is at this part of the step under way."""
+        self.watch.at(self.doing or self.step, doing)
 
-    previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def watched(self, things: Iterable[T], doing: str) -> Iterator[T]:
+        """The things, each a sign of life."""
+        for thing in things:
+            self.at(doing)
+            yield thing
 
+    def note(self, text: str) -> None:
+        """Tell a person; every rank may call it, rank 0 writes."""
+        log.warning("%s", text)
+        self.notes = [*self.notes[-9:], text]
+        self.tell("running")
 
-def ignore_stop_signals(_: int = 0) -> None:
-    """For helper processes: the training process decides when they end, also when a whole group is signalled."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    def go_on(self) -> None:
+        """A step is done; STATUS says so now and then."""
+        if time.monotonic() - self._told_at > _TELL_EVERY_S:
+            self.tell("running")
 
-
-@contextmanager
-def reported(folder: Path) -> Iterator[Status]:
-    """Keeps STATUS.json true, however the block ends; rank 0 writes it."""
-    status = Status()
-
-    def write(state: State, reason: str = "") -> None:
+    def tell(self, state: State, reason: str = "") -> None:
         if dist.is_main():
-            write_status(folder, state, status.step, reason)
+            self._write(state, reason)
 
-    write("running")
+    def _tell_verdict(self, verdict: str) -> None:
+        """Rank 0's verdict, or that of others about rank 0, which may have left a word of its own."""
+        status = read_status(self.folder)
+        if dist.is_main() or status is None or status["state"] == "running":
+            self._write("failed", verdict)
+
+    def _write(self, state: State, reason: str) -> None:
+        self._told_at = time.monotonic()
+        try:
+            write_status(self.folder, state, self.step, reason, self.notes)
+        except OSError as error:
+            log.warning("%s/STATUS.json cannot be written (%s); it would say: %s %s", self.folder, error, state, reason)
+
+
+@contextmanager
+def reported(recipe: Recipe, requests: StopRequests) -> Iterator[Run]:
+    """Keeps STATUS.json true, however the block ends, and gives errors that the user can mend their words."""
+    run = Run(recipe.run_dir, requests, recipe.train.hang_minutes * 60)
+    run.tell("running")
     try:
-        yield status
-    except Stopped as stop:
-        write("stopped", str(stop))
-        raise
-    except InputError as error:
-        write("failed", str(error))
-        raise
+        yield run
     except BaseException as error:
-        at = "" if status.doing is None or status.doing == status.step else f"step {status.doing}: "
-        write("failed", f"{at}{error!r}")
-        raise
-    write("finished")
+        requests.hold()
+        cause = run.watch.cause(in_words(error, recipe, run))
+        run.tell("stopped" if isinstance(cause, Stopped) else "failed", _reason(cause, run))
+        run.watch.close()
+        if cause is error:
+            raise
+        raise cause from error
+    requests.hold()
+    dist.barrier()
+    run.watch.close()
+    run.tell("finished")
+
+
+def _reason(cause: BaseException, run: Run) -> str:
+    if isinstance(cause, Stopped | InputError) or " step " in str(cause):
+        return str(cause)
+    at = "" if run.doing in (None, run.step) else f"step {run.doing}: "
+    return f"{at}{type(cause).__name__}: {cause}"
+
+
+def in_words(error: BaseException, recipe: Recipe, run: Run) -> BaseException:
+    """The error, or one that says what to do about it."""
+    at = f"step {run.doing}" if run.doing else "before the first step"
+    if is_full(error):
+        return InputError(
+            f"{at}: {run.folder} cannot be written: {error.strerror}; make room or mend it. What is saved so far is "
+            "whole: start the run again, and it goes on from there"
+        )
+    if not _is_out_of_memory(error):
+        return error
+    settings = [f"train.micro_tokens (now {recipe.train.micro_tokens}; data.max_length is {recipe.data.max_length})"]
+    if not recipe.model.gradient_checkpointing:
+        settings.append("set model.gradient_checkpointing: true")
+    settings.append(f"use a DeepSpeed config that offloads the optimizer (now {recipe.deepspeed})")
+    told = re.sub(r"\s+", " ", str(error))[:300]
+    return InputError(f"{at}: out of memory: lower {', or '.join(settings)}, or use more ranks. ({told})")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+class Spikes:
+    """Notices a loss far above those of the steps before it."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=_SPIKE_STEPS)
+
+    def look(self, step: int, ce: float) -> str | None:
+        """A note about this step's cross-entropy, where it is a spike: above the median of the last 50 steps by more
+        than 8 times their median distance from it.
+        """
+        seen, note = list(self._last), None
+        self._last.append(ce)
+        if len(seen) < _SPIKE_STEPS // 2:
+            return None
+        middle = statistics.median(seen)
+        width = max(statistics.median(abs(value - middle) for value in seen), 0.01 * abs(middle))
+        if ce > middle + _SPIKE_WIDTHS * width:
+            note = f"step {step}: the loss jumped: cross-entropy {ce:.3g}, {middle:.3g} in the {len(seen)} steps before"
+        return note
+

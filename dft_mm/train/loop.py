@@ -5,6 +5,7 @@ import itertools
 import os
 import resource
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +20,84 @@ from dft_mm.errors import InputError, Stopped
 from dft_mm.families import Family
 from dft_mm.loss.family import FORMS, Objective
 from dft_mm.model.freeze import freeze
-from dft_mm.model.load import Processing, fingerprint, load_model, load_processing, resolve
+from dft_mm.model.load import fingerprint, load_model, load_processing, resolve
 from dft_mm.model.lora import add_lora
 from dft_mm.progress import progress
-from dft_mm.train import checkpoint
+from dft_mm.signals import StopRequests
+from dft_mm.train.checkpoint import Checkpoints, SaveError, load
 from dft_mm.train.engine import build_engine, checkpoint_activations, deepspeed_config, zero_stage
 from dft_mm.train.export import export_live
-from dft_mm.train.feed import RunData, heldout_batches, load_data, losses_of, train_batches
-from dft_mm.train.lifecycle import Status, reported, stop_signals
+from dft_mm.train.feed import RunData, heldout_batches, load_data, losses_of, train_batches, write_batches
+from dft_mm.train.lifecycle import Run, Spikes, reported
 from dft_mm.train.module import Trainable
-from dft_mm.train.run_folder import MetricsFile, open_run, read_status
+from dft_mm.train.run_folder import MetricsFile, locked_run, open_run, read_status
 from dft_mm.train.schedule import lr_factor
-from dft_mm.train.step import heldout_pass, train_step
+from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
+from dft_mm.train.verify import newest_whole
 
 _GIB = 2**30
 
 
-def train(recipe: Recipe, stop_after: int | None = None) -> None:
+def train(
+    recipe: Recipe,
+    stop_after: int | None = None,
+    accept_changes: bool = False,
+    debug: bool = False,
+    requests: StopRequests | None = None,
+) -> None:
     """Train, or go on where the run stopped; ends with `export/` and STATUS `finished`.
 
-    Every rank calls it. `stop_after`: stop after this step as if a signal had come.
+    Every rank calls it.
+
+    Args:
+        stop_after: stop after this step as if a signal had come.
+        accept_changes: go on though the recipe is another than that of the run's checkpoints.
+        debug: write the micro-batches of a step that is not finite into the run folder.
+        requests: signals that ask to stop, where the caller notes them already.
+
     Raises Stopped after committing a checkpoint, InputError for what the user has to mend.
     """
     config = deepspeed_config(recipe)  # before the ranks meet: what is wrong with it is said at once
     folder = recipe.run_dir
     # The collator has compared pictures and their tokens; transformers would do so on the device, and wait for it.
     os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
-    dist.init()
-    dist.setup_logging()
-    dist.on_main(lambda: open_run(folder, recipe, config))
-    if dist.on_main(lambda: _is_finished(folder)):
-        log.info("%s is finished; its result is in %s", recipe.name, folder / "export")
-        return
-    with reported(folder) as status:
-        processing = load_processing(dist.on_main(lambda: resolve(recipe.model.path)))
-        data = load_data(recipe, processing)
-        module = build_module(recipe, processing.family, config)
-        engine = build_engine(module, processing.family, recipe, config)
-        identity = {
-            "model": _fingerprint(module.model),
-            "data": data.fingerprint,
-            "zero_stage": zero_stage(config),
-        }
-        if recipe.model.lora:
-            identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
-        log.info("%s: %s; %d steps", recipe.name, data.summary, data.plan.steps)
-        status.step = _resume(engine, folder, identity)
-        _run_steps(engine, recipe, data, processing, identity, status, stop_after)
-        export_live(module, recipe, processing, folder / "export", status.step, data.end_id)
-    log.info("%s: finished after %d steps; its result is in %s", recipe.name, status.step, folder / "export")
+    with ExitStack() as held:
+        requests = requests or held.enter_context(StopRequests())
+        dist.init()
+        dist.setup_logging()
+        dist.on_main(lambda: held.enter_context(locked_run(folder)) and None)
+        dist.on_main(lambda: open_run(folder, recipe, config, accept_changes))
+        _check_shared(folder)
+        if dist.on_main(lambda: _is_finished(folder)):
+            log.info("%s is finished; its result is in %s", recipe.name, folder / "export")
+            return
+        with reported(recipe, requests) as run:
+            processing = load_processing(dist.on_main(lambda: resolve(recipe.model.path)))
+            data = load_data(recipe, processing)
+            module = build_module(recipe, processing.family, config)
+            engine = build_engine(module, processing.family, recipe, config)
+            identity = {
+                "model": _fingerprint(module.model),
+                "data": data.fingerprint,
+                "zero_stage": zero_stage(config),
+            }
+            if recipe.model.lora:
+                identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
+            log.info("%s: %s; %d steps", recipe.name, data.summary, data.plan.steps)
+            run.step = _resume(engine, folder, identity)
+            _run_steps(engine, recipe, data, identity, run, stop_after, debug)
+            export_live(module, recipe, processing, folder / "export", run.step, data.end_id)
+        log.info("%s: finished after %d steps; its result is in %s", recipe.name, run.step, folder / "export")
+
+
+def _check_shared(folder: Path) -> None:
+    """Checkpoints are written by all ranks and verified by one."""
+    ranks = dist.gather_objects((folder / "recipe.yaml").is_file())
+    if not all(ranks):
+        raise InputError(
+            f"output: rank {ranks.index(False)} does not see {folder}, which rank 0 has made; all nodes have to share "
+            "the file system of the run folder: give another `output`"
+        )
 
 
 def build_module(recipe: Recipe, family: Family, config: dict[str, Any]) -> Trainable:
@@ -114,10 +144,10 @@ def _is_finished(folder: Path) -> bool:
 
 def _resume(engine: Any, folder: Path, identity: dict[str, Any]) -> int:
     """Load the newest whole checkpoint, if there is one, and return its step, else 0."""
-    found = dist.on_main(lambda: checkpoint.newest_whole(folder / "checkpoints"))
+    found = newest_whole(folder / "checkpoints")
     if found is None:
         return 0
-    step = checkpoint.load(engine, found, identity)
+    step = load(engine, found, identity)
     log.info("going on after step %d, from %s", step, found)
     return step
 
@@ -126,18 +156,19 @@ def _run_steps(
     engine: Any,
     recipe: Recipe,
     data: RunData,
-    processing: Processing,
     identity: dict[str, Any],
-    status: Status,
+    run: Run,
     stop_after: int | None,
+    debug: bool,
 ) -> None:
-    plan, folder = data.plan, recipe.run_dir
-    end_id = data.end_id
-    first = status.step + 1
-    metrics = MetricsFile(folder / "metrics.jsonl", status.step) if dist.is_main() else None
+    plan, end_id, first = data.plan, data.end_id, run.step + 1
+    metrics = MetricsFile(run.folder / "metrics.jsonl", run.step) if dist.is_main() else None
+    sync_metrics = metrics.sync if metrics else lambda: None
+    saver = Checkpoints(engine, run.folder / "checkpoints", identity, recipe.train.keep, sync_metrics)
     batches = train_batches(data, recipe, first, engine.device)
     lost: set[str] = set()
-    with stop_signals() as signalled, progress("train", plan.steps, status.step, dist.is_main()) as advance:
+    spikes = Spikes()
+    with run.requests.deferred(), progress("train", plan.steps, run.step, dist.is_main()) as advance:
         for step in range(first, plan.steps + 1):
             start, batches.waited_s, batches.lost = time.perf_counter(), 0.0, []
             indices = plan.examples(step)
@@ -145,25 +176,33 @@ def _run_steps(
             for group in engine.optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             count = len(plan.micro_batches(step)[0])
-            status.doing = step
-            sums, grad_norm = train_step(
-                engine,
-                itertools.islice(batches, count),
-                count,
-                int(data.train.supervised[indices].sum()),
-                Objective(data.losses, step),
-                end_id,
-                stop_wanted=bool(signalled) or step == stop_after,
-            )
-            status.step = step
+            run.doing = step
+            try:
+                sums, grad_norm = train_step(
+                    engine,
+                    itertools.islice(batches, count),
+                    count,
+                    int(data.train.supervised[indices].sum()),
+                    Objective(data.losses, step),
+                    end_id,
+                    stop_wanted=bool(run.requests) or step == stop_after,
+                    saving=not saver.on_disk,
+                    at=run.at,
+                )
+            except NonFiniteError as error:
+                if not debug:
+                    raise
+                raise NonFiniteError(f"{error}; its batches are in {write_batches(data, step, run.folder)}") from error
+            run.step = step
             line: dict[str, Any] = {"step": step, "epoch": plan.epochs_done(step)}
             line |= sums.metrics() | {"lr": recipe.optim.lr * factor, "grad_norm": grad_norm, "examples": len(indices)}
             line |= plan.shape(step)
             line |= _cost(time.perf_counter() - start, batches.waited_s, line["tokens"], engine.device)
             if data.heldout and (step % recipe.train.heldout_every == 0 or step == plan.steps):
-                line |= heldout_pass(engine, heldout_batches(data, recipe), end_id)
-            if metrics:
-                metrics.write(line)
+                line |= heldout_pass(engine, run.watched(heldout_batches(data, recipe), "held-out rows"), end_id)
+            problems = [metrics.write(line) if metrics else None, spikes.look(step, line["ce"])]
+            for problem in filter(None, problems):
+                run.note(problem)
             if sums.lost:
                 names = [name for of_rank in dist.gather_objects(batches.lost) for name in of_rank]
                 lost.update(names)
@@ -171,8 +210,13 @@ def _run_steps(
                 log.warning("step %d: %d rows not learned, their pictures are lost: %s", step, len(names), shown)
             too_many = len(lost) > recipe.data.bad_rows * len(data.train)
             advance(note=f"loss {line['loss']:.4f}  ce {line['ce']:.4f}  p {line['p_mean']:.3f}")
-            if sums.stop or too_many or step % recipe.train.save_every == 0 or step == plan.steps:
-                checkpoint.save(engine, folder / "checkpoints", step, identity, recipe.train.keep)
+            last = sums.stop or too_many or step == plan.steps
+            run.go_on()
+            run.at("the checkpoint")
+            if last or step % recipe.train.save_every == 0:
+                _save(saver, step, run, last)
+            elif saver.pending and not sums.saving:
+                _commit(saver, run)
             if too_many:
                 raise InputError(
                     f"step {step}: the pictures of {len(lost)} of {len(data.train)} examples are gone or changed since "
@@ -181,8 +225,31 @@ def _run_steps(
                 )
             if sums.stop and step < plan.steps:
                 raise Stopped(f"stopped after step {step}; the same command goes on from there")
+    run.watch.rest()
     if metrics:
         metrics.close()
+
+
+def _save(saver: Checkpoints, step: int, run: Run, last: bool) -> None:
+    """Write a checkpoint. One that the disk does not take is tried again at the next time; the last one is needed."""
+    try:
+        saver.save(step)
+        if last:
+            saver.commit()
+    except SaveError as error:
+        if last:
+            raise InputError(
+                f"{error}. The steps since the last checkpoint are lost; make room in {run.folder}, then start the run "
+                "again: it goes on from there"
+            ) from error
+        run.note(f"{error}; the run goes on and tries again at the next checkpoint")
+
+
+def _commit(saver: Checkpoints, run: Run) -> None:
+    try:
+        saver.commit()
+    except SaveError as error:
+        run.note(f"{error}; the run goes on and tries again at the next checkpoint")
 
 
 def _cost(time_s: float, waited_s: float, tokens: int, device: torch.device) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """The files of a run beside its checkpoints: recipe, environment, STATUS.json, metrics.jsonl. Rank 0 writes them."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +17,9 @@ import yaml
 import dft_mm
 from dft_mm.atomic import write_atomically
 from dft_mm.config import Recipe, read_text, to_yaml
+from dft_mm.dist import log
 from dft_mm.errors import InputError
+from dft_mm.lock import locked
 
 State = Literal["running", "finished", "stopped", "failed"]
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "pillow", "tokenizers", "numpy")
@@ -23,13 +27,24 @@ _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "pillow",
 _HARMLESS = {
     ("output",), ("deepspeed",), ("data", "workers"), ("train", "save_every"), ("train", "keep"),
     ("train", "heldout_every"), ("train", "micro_tokens"), ("model", "gradient_checkpointing"),
+    ("train", "log_entropy"), ("train", "hang_minutes"), ("train", "restarts"),
 }  # fmt: skip
 
 
-def write_status(folder: Path, state: State, step: int, reason: str = "") -> None:
-    """STATUS.json: a launcher loses exit codes, so the truth is here. `step` is the last step done."""
-    status = {"state": state, "step": step, "reason": reason, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_atomically(folder / "STATUS.json", json.dumps(status) + "\n")
+def write_status(folder: Path, state: State, step: int, reason: str = "", notes: Sequence[str] = ()) -> None:
+    """STATUS.json: a launcher loses exit codes, so the truth is here. `step` is the last step done; `notes` is absent
+    where there are none.
+    """
+    status = {"state": state, "step": step, "reason": reason, "time": _now()}
+    text = json.dumps(status | ({"notes": list(notes)} if notes else {})) + "\n"
+    path = folder / "STATUS.json"
+    try:
+        write_atomically(path, text)
+    except OSError:
+        # A full disk has no room for a second file, but the old one's block is ours.
+        with path.open("r+", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
@@ -51,23 +66,48 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any]) -> None:
-    """Make the run folder and write what the run is; InputError when it cannot be made or holds another recipe."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output: the run folder {folder} cannot be made ({error}); give another `output`") from error
+def locked_run(folder: Path) -> AbstractContextManager[Path]:
+    """The run folder, made and held by this process; InputError when another run works there."""
+    return locked(folder, "run", "give this one another name or output")
+
+
+def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any], accept_changes: bool = False) -> None:
+    """Write what the run is; InputError when the folder cannot be written, or holds checkpoints of another recipe that
+    `accept_changes` does not allow for.
+    """
     known = folder / "recipe.yaml"
     if known.is_file() and any((folder / "checkpoints").glob("step-*")):
-        changed = _changes(yaml.safe_load(read_text(known, "recipe")), recipe.model_dump(mode="json"))
-        if changed:
+        changed = _changes(_with_defaults(known), recipe.model_dump(mode="json"))
+        if changed and not accept_changes:
             raise InputError(
-                f"{folder} holds checkpoints of another recipe; changed: {'; '.join(changed)}. "
-                "Give the run another name or output, or go on with the recipe it was started with"
+                f"{folder} holds checkpoints of another recipe; changed: {'; '.join(changed)}. Give the run another "
+                "name or output, go on with the recipe it was started with, or add --accept-changes"
             )
-    write_atomically(known, to_yaml(recipe))
-    write_atomically(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
-    write_atomically(folder / "environment.json", json.dumps(provenance(), indent=2) + "\n")
+        if changed:
+            log.warning("%s goes on with another recipe: %s", folder, "; ".join(changed))
+            with (folder / "changes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": _now(), "changed": changed}) + "\n")
+    try:
+        write_atomically(known, to_yaml(recipe))
+        write_atomically(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
+        write_atomically(folder / "environment.json", json.dumps(provenance(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"output: {folder} cannot be written ({error.strerror}); make room or mend it, or give another `output`"
+        ) from error
+
+
+def _with_defaults(path: Path) -> dict[str, Any]:
+    """The recipe of a run; keys that came after it was begun have their defaults, which say what it did."""
+    values = yaml.safe_load(read_text(path, "recipe"))
+    try:
+        return Recipe.model_validate(values).model_dump(mode="json")
+    except ValueError:  # a key of it is no more: the comparison says which
+        return values
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[str]:
@@ -99,11 +139,36 @@ class MetricsFile:
                 if step <= last_step:
                     kept.append(line)
         write_atomically(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._size = path.stat().st_size
+        self._waiting: list[str] = []
 
-    def write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+    def write(self, values: Mapping[str, Any]) -> str | None:
+        """Add a line; where the disk takes none it waits for the next time, and what is wrong is returned."""
+        self._waiting.append(json.dumps(values) + "\n")
+        try:
+            self._flush()
+        except OSError as error:
+            return f"{self._path} cannot be written ({error.strerror}); {len(self._waiting)} lines wait"
+        return None
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk; raises OSError."""
+        self._flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        self.sync()
         self._file.close()
+
+    def _flush(self) -> None:
+        left = content = "".join(self._waiting).encode()
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(self._size)  # half a line is none
+            raise
+        self._size += len(content)
+        self._waiting.clear()

@@ -4,7 +4,7 @@ The loss is divided by the supervised tokens of the whole global batch, so no sp
 micro-batches changes the step: torch's own means of means would.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ def train_step(
     objective: Objective,
     end_id: int,
     stop_wanted: bool = False,
+    saving: bool = False,
+    at: Callable[[str], None] = lambda _: None,
 ) -> tuple[Totals, float]:
     """Run `count` micro-batches of this rank and update the weights.
 
@@ -41,6 +43,8 @@ def train_step(
         objective: the losses of the step, which the batches' `policy` numbers.
         end_id: the id that ends a turn, for telemetry.
         stop_wanted: this rank was asked to stop after the step.
+        saving: this rank's last checkpoint is still on its way to the disk.
+        at: told what comes next.
 
     Returns:
         Sums over all ranks, and the norm of the whole gradient before clipping.
@@ -51,7 +55,9 @@ def train_step(
     device = engine.device
     sums = Sums.zeros(device)
     done: list[tuple[tuple[str, ...], Tensor]] = []  # not the batches: their pictures would stay on the device
+    at("waiting for data")
     for number, batch in enumerate(micro_batches, start=1):
+        at(f"micro-batch {number}")
         engine.set_gradient_accumulation_boundary(number == count)
         batch = batch.to(device)
         outputs = _forward(engine, batch, objective)
@@ -61,8 +67,9 @@ def train_step(
         done.append((batch.example_ids, outputs[0].detach()))
         if number < count:
             engine.step()
-    if stop_wanted:
-        sums.ask_to_stop()
+        at("waiting for data")
+    at("the sums over ranks")
+    sums.tell(stop_wanted, saving)
     sums = sums.over_ranks()
     if not sums.finite:
         ids = [id_ for names, value in done if not value.isfinite() for id_ in names]
@@ -71,6 +78,7 @@ def train_step(
         raise RuntimeError(f"the plan counted {tokens} supervised tokens, the step {sums.supervised_tokens}")
     if not sums.supervised_tokens:
         raise InputError("no token of the step is left to learn from: the pictures of all its examples are lost")
+    at("the update")
     left = sums.supervised_tokens / tokens
     norm = _plain_norm(engine, left)
     if norm is None or norm.isfinite():

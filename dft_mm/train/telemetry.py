@@ -12,7 +12,7 @@ from dft_mm.batch import Batch
 P_BINS = 10
 
 
-_VALUES = ("loss", "nll", "weight", "p", "end_p", "entropy", "entropies", "skipped", "stop")
+_VALUES = ("loss", "nll", "weight", "p", "end_p", "entropy", "entropies", "skipped", "stop", "saving")
 """Sums of numbers; of these the first six must be finite."""
 _COUNTS = ("ends", "supervised_tokens", "tokens", "lost", "lost_tokens")
 
@@ -22,7 +22,7 @@ class Sums:
     """Sums over the supervised tokens of a step; adding is in place, and waits for no device."""
 
     on_device: Tensor
-    """(9 + P_BINS + 1,) float64: `_VALUES`, the histogram of p over [0, 1], turn-end tokens. Exact to 2^53."""
+    """(10 + P_BINS + 1,) float64: `_VALUES`, the histogram of p over [0, 1], turn-end tokens. Exact to 2^53."""
     on_host: dict[str, int]
     """The other `_COUNTS`, which are known without asking the device."""
 
@@ -40,16 +40,18 @@ class Sums:
         # p = 1 belongs to the last bin; a NaN goes anywhere, because it stops the run.
         bins = (p.nan_to_num() * P_BINS).long().clamp_(0, P_BINS - 1)
         sums = [loss.detach().double(), nll.sum(), weight.double().sum(), p.sum(), (p * is_end).sum()]
-        sums += [entropy.double().sum(), nll.new_full((), len(entropy)), skipped.double(), nll.new_zeros(())]
+        sums += [entropy.double().sum(), nll.new_full((), len(entropy)), skipped.double(), *nll.new_zeros(2)]
         hist = nll.new_zeros(P_BINS).index_add_(0, bins, torch.ones_like(p))
         self.on_device.add_(torch.cat([torch.stack(sums), hist, is_end.sum()[None]]))
         here = (len(batch.targets), batch.tokens, len(batch.lost), batch.lost_tokens)
         for name, count in zip(_COUNTS[1:], here):
             self.on_host[name] += count
 
-    def ask_to_stop(self) -> None:
-        """Add this rank's wish to stop, so that the sum over ranks is one joint decision."""
-        self.on_device[_VALUES.index("stop")] += 1
+    def tell(self, stop: bool, saving: bool) -> None:
+        """Add that this rank wishes to stop, or still writes a checkpoint, so that the sum is one joint decision."""
+        for name, holds in (("stop", stop), ("saving", saving)):
+            if holds:
+                self.on_device[_VALUES.index(name)] += 1
 
     def over_ranks(self) -> "Totals":
         """The sums of all ranks; a collective, and the one time that a step waits for the device."""
@@ -78,6 +80,10 @@ class Totals:
     @property
     def stop(self) -> bool:
         return self.values["stop"] > 0
+
+    @property
+    def saving(self) -> bool:
+        return self.values["saving"] > 0
 
     @property
     def supervised_tokens(self) -> int:

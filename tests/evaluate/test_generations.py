@@ -8,7 +8,6 @@ from started import ended, started
 from dft_mm import dist
 from dft_mm.errors import InputError, Stopped
 from dft_mm.evaluate.generations import generate
-from dft_mm.evaluate.lock import locked
 from dft_mm.evaluate.ranks import Ranks
 from dft_mm.evaluate.requests import Generation, Request
 from dft_mm.evaluate.task import Question
@@ -158,21 +157,3 @@ def test_a_full_disk_is_named_and_leaves_no_half_line(sums, tmp_path):
     assert "cannot be written (File too large)" in (tmp_path / "last").read_text()
     assert (out / "scores.jsonl").read_bytes() == results
     assert not list(out.glob(".*"))
-
-
-def test_a_folder_is_held_by_one_at_a_time(tmp_path):
-    out = tmp_path / "a/b"
-    with locked(out):
-        with pytest.raises(InputError, match=f"{out}: another evaluation works there"), locked(out):
-            pass
-        assert out.is_dir()
-        (out / "file").touch()
-    with locked(out):
-        pass
-    assert [path.name for path in out.iterdir()] == ["file"]
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "c"):
-        raise ZeroDivisionError
-    assert not (tmp_path / "c").exists()
-    (tmp_path / "d").touch()
-    with pytest.raises(InputError, match="d cannot be written"), locked(tmp_path / "d"):
-        pass

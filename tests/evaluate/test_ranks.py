@@ -17,8 +17,8 @@ from started import ended, started, until
 
 from dft_mm import dist
 from dft_mm.errors import InputError, Stopped
-from dft_mm.evaluate.lock import locked
 from dft_mm.evaluate.ranks import Ranks
+from dft_mm.lock import locked
 
 FILES = ("manifest.json", "generations.jsonl", "scores.jsonl", "results.json", "results.md")
 
@@ -54,7 +54,7 @@ def _same(out, whole):
 
 def _free(folder):
     """Nobody works there any more."""
-    with contextlib.suppress(InputError), locked(folder):
+    with contextlib.suppress(InputError), locked(folder, "evaluation", ""):
         return True
     return False
 

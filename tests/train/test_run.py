@@ -75,10 +75,10 @@ def runs(tmp_path_factory, repo, free_port):
     for ranks in (1, 2):
         code, output = runs(f"whole{ranks}", ranks)
         assert code == 0, output
-    code, output = runs("stopped2", 2, "--stop-after", "3")
+    code, output = runs("stopped1", 1, "--stop-after", "3")
     assert code == 3, output
-    runs.stopped = runs.status("stopped2")
-    code, output = runs("stopped2", 2)
+    runs.stopped = runs.status("stopped1")
+    code, output = runs("stopped1", 1)
     assert code == 0, output
     return runs
 
@@ -94,7 +94,7 @@ def test_a_run_on_two_ranks_finishes_and_leaves_what_the_contract_names(runs):
 
 
 def test_every_metric_is_there_each_step_once(runs):
-    for name in ("whole1", "whole2", "stopped2"):
+    for name in ("whole1", "whole2", "stopped1"):
         lines = runs.metrics(name)
         assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
         for line in lines:
@@ -112,13 +112,13 @@ def test_two_ranks_with_zero3_take_the_same_steps_as_one_process(runs):
             assert two[close] == pytest.approx(one[close], rel=2e-4), close
 
 
-def test_a_stopped_run_says_so_and_ends_with_the_same_weights_on_two_ranks(runs):
+def test_a_stopped_run_says_so_and_ends_with_the_same_weights(runs):
     assert runs.stopped["state"] == "stopped"
     assert runs.stopped["step"] == 3
-    assert runs.status("stopped2")["state"] == "finished"
-    assert runs.weights("stopped2") == runs.weights("whole2")
+    assert runs.status("stopped1")["state"] == "finished"
+    assert runs.weights("stopped1") == runs.weights("whole1")
     exact = ("loss", "ce", "grad_norm", "p_hist", "tokens", "heldout_ce")
-    for stopped, whole in zip(runs.metrics("stopped2"), runs.metrics("whole2")):
+    for stopped, whole in zip(runs.metrics("stopped1"), runs.metrics("whole1")):
         assert {key: stopped.get(key) for key in exact} == {key: whole.get(key) for key in exact}
 
 

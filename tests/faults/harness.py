@@ -1,0 +1,146 @@
+"""Real runs under DeepSpeed's launcher, to be killed, signalled and starved, and what is left of them afterwards."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+from rows import write_wethink
+
+STEPS = 12
+_MARK = "DFT_MM_FAULT_TEST"
+_ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+class Runs:
+    """Runs that differ in their name and what befalls them."""
+
+    def __init__(self, folder, repo, free_port):
+        self.folder, self.free_port = folder, free_port
+        rows = write_wethink(folder / "data")
+        self.recipe = folder / "recipe.yaml"
+        self.recipe.write_text(
+            f"""
+name: unset
+output: {folder}/{{name}}
+deepspeed: {repo}/ds_configs/zero3.json
+model: {{path: builtin:tiny-vl, dtype: float32, lora: {{rank: 2, dropout: 0.1}}}}
+data:
+  train: [{{path: {rows}, format: wethink, images: {folder}/data/images}}]
+  max_length: 256
+  workers: 1
+loss: {{name: dft}}
+optim: {{lr: 1e-2, batch_size: 4}}
+train: {{max_steps: {STEPS}, epochs: 9, micro_tokens: 256, save_every: 3, hang_minutes: 1}}
+"""
+        )
+
+    def path(self, name):
+        return self.folder / name
+
+    def status(self, name):
+        path = self.path(name) / "STATUS.json"
+        return json.loads(path.read_text()) if path.is_file() else {"state": None, "step": 0, "reason": ""}
+
+    def metrics(self, name):
+        path = self.path(name) / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def weights(self, name):
+        (file,) = (self.path(name) / "export").glob("*model.safetensors")
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def checkpoints(self, name):
+        return sorted(path.name for path in (self.path(name) / "checkpoints").glob("step-*"))
+
+    @contextlib.contextmanager
+    def started(self, name, *words, ranks=2, prelude=None):
+        """A run under way. `prelude`: Python that each rank runs before the command line, to be slow or to fail."""
+        run = Started(self, name, words, ranks, prelude)
+        try:
+            yield run
+        finally:
+            for process in run.left():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def __call__(self, name, *words, **how):
+        """Run to its end: (exit code, output)."""
+        with self.started(name, *words, **how) as run:
+            return run.ended(), run.output()
+
+
+class Started:
+    def __init__(self, runs, name, words, ranks, prelude):
+        self.runs, self.name, self.mark = runs, name, uuid.uuid4().hex
+        self.log = runs.folder / f"{name}.{self.mark[:6]}.log"
+        start = ["--module", "dft_mm"]
+        if prelude:
+            script = runs.folder / f"{self.mark}.py"
+            script.write_text(f"{prelude}\nfrom dft_mm.__main__ import entry\nentry()\n")
+            start = [str(script)]
+        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
+        command = [*launcher, "--master_port", str(runs.free_port()), *start, "train", str(runs.recipe), f"name={name}"]
+        environment = {**_ENVIRONMENT, _MARK: self.mark, "PYTHONPATH": os.pathsep.join(sys.path)}
+        with self.log.open("wb") as log:
+            self.launcher = subprocess.Popen(
+                [*command, *words], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def output(self):
+        return self.log.read_text(errors="replace")
+
+    def left(self):
+        """Its processes, data workers and all."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def rank(self, number):
+        """The training process of a rank: the deepest that is no fork of another, as data workers are."""
+        own = [p for p in self.left() if p.environ().get("RANK") == str(number)]
+        started = [p for p in own if "train" in p.cmdline() and p.cmdline() != p.parent().cmdline()]
+        return max(started, key=lambda p: len(p.parents()))
+
+    def both_ranks(self):
+        try:
+            return all(self.rank(number) for number in (0, 1))
+        except (ValueError, psutil.Error):  # not yet
+            return False
+
+    def step(self):
+        return len(self.runs.metrics(self.name))
+
+    def until(self, reached, seconds=120):
+        """Wait until something holds."""
+        end = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < end, f"it does not get there:\n{self.output()[-3000:]}"
+            assert self.launcher.poll() is None or self.left(), f"it ended before:\n{self.output()[-3000:]}"
+            time.sleep(0.02)
+
+    def until_step(self, number):
+        self.until(lambda: self.step() >= number)
+
+    def ended(self, seconds=180):
+        """The launcher's exit code, when all processes of the run are gone."""
+        end = time.monotonic() + seconds
+        while (self.launcher.poll() is None or self.left()) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert self.launcher.poll() is not None, f"it does not end:\n{self.output()[-3000:]}"
+        assert not self.left(), f"left: {[p.cmdline() for p in self.left()]}"
+        return self.launcher.returncode
+
+    def kill(self, rank, number=signal.SIGKILL):
+        self.rank(rank).send_signal(number)

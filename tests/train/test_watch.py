@@ -1,0 +1,84 @@
+"""Who is blamed for a run that does not go on."""
+
+import os
+import socket
+import time
+
+import psutil
+import pytest
+
+from dft_mm.errors import Stopped
+from dft_mm.train.watch import Watch, _lives, launchers
+
+
+@pytest.fixture
+def watch(tmp_path):
+    watch = Watch(tmp_path, hang_s=60, on_verdict=lambda verdict: None)
+    yield watch
+    watch.close()
+
+
+def place(**changes):
+    own = {"host": "far", "pid": 1, "born": 0.0, "marks": 5, "step": 3, "doing": "micro-batch 1", "end": None}
+    return own | {"still_s": 1.0} | changes
+
+
+def judge(watch, *others, silent=()):
+    places = {0: watch._place | {"still_s": 1.0, "marks": 5}} | dict(enumerate(others, start=1))
+    now = time.monotonic()
+    watch._heard = {rank: ("", now - (100 if rank in silent else 0)) for rank in places}
+    return watch._judge_places(places)
+
+
+def test_nobody_is_blamed_while_all_go_on(watch):
+    assert judge(watch, place(), place(marks=9)) is None
+
+
+def test_a_process_of_this_host_that_is_gone_is_dead(watch):
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    gone = place(host=socket.gethostname(), pid=pid, born=psutil.Process(pid).create_time(), step=7)
+    told = f"rank 2 (process {pid} on {socket.gethostname()}) died at step 7, in micro-batch 1"
+    assert judge(watch, place(), gone) == told  # a zombie is dead, too
+    os.waitpid(pid, 0)
+    assert judge(watch, place(), gone) == told
+
+
+def test_a_number_that_is_anothers_now_is_not_the_process():
+    own = psutil.Process()
+    assert _lives(own.pid, own.create_time())
+    assert not _lives(own.pid, own.create_time() - 100)
+
+
+def test_a_silent_rank_is_blamed(watch):
+    assert judge(watch, place(), place(pid=9), silent=[2]).startswith("rank 2 (process 9 on far) is silent since 100 s")
+
+
+def test_of_ranks_that_stand_still_the_one_behind_is_blamed(watch):
+    told = judge(watch, place(still_s=70.0, marks=4, doing="waiting for data"), place(still_s=70.0))
+    assert told == "rank 1 (process 1 on far) stands still since 70 s, in waiting for data of step 3"
+
+
+def test_a_rank_that_failed_by_itself_is_quoted_and_one_that_stopped_is_not(watch):
+    assert judge(watch, place(end="ValueError: no"), place()) == "rank 1 failed at step 3: ValueError: no"
+    assert judge(watch, place(end="stopped"), place(end="lost contact"), silent=[1, 2]) is None
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+    assert isinstance(watch.cause(lost), Stopped)
+
+
+def test_an_error_of_its_own_stays_what_it_is(watch):
+    error = ValueError("no")
+    assert watch.cause(error) is error
+
+
+def test_the_stacks_of_a_run_that_does_not_stand_still_leave_no_file(tmp_path):
+    watch = Watch(tmp_path, 60, lambda verdict: None)
+    watch.at(1, "the update")
+    watch.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shell_is_no_launcher():
+    assert all("pytest" not in " ".join(parent.cmdline()) for parent in launchers(psutil.Process()))
