@@ -60,6 +60,7 @@ class Checkpoints:
             change, these are not written: adapters are all there is.
         keep: how many of the newest stay.
         before_commit: called on rank 0 before a checkpoint counts.
+        alive: called again and again while files are written.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Checkpoints:
         identity: Mapping[str, Any],
         keep: int,
         before_commit: Callable[[], None] = lambda: None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._folder, self._identity, self._keep = engine, folder, dict(identity), keep
-        self._before_commit = before_commit
+        self._before_commit, self._alive = before_commit, alive
         self._pending: _Pending | None = None
 
     @property
@@ -91,7 +93,7 @@ class Checkpoints:
         self.commit()
         temporary = self._folder / f".{checkpoint_name(step)}.partial"
         self._on_main(step, lambda: self._clear(temporary))
-        writer = ShardWriter(temporary)
+        writer = ShardWriter(temporary, self._alive)
         self._engine.checkpoint_engine = writer
         # DeepSpeed would copy scripts for other tools beside the shards, on one rank and outside the writer.
         self._engine._copy_recovery_script = lambda _: None

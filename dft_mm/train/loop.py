@@ -164,7 +164,9 @@ def _run_steps(
     plan, end_id, first = data.plan, data.end_id, run.step + 1
     metrics = MetricsFile(run.folder / "metrics.jsonl", run.step) if dist.is_main() else None
     sync_metrics = metrics.sync if metrics else lambda: None
-    saver = Checkpoints(engine, run.folder / "checkpoints", identity, recipe.train.keep, sync_metrics)
+    saver = Checkpoints(
+        engine, run.folder / "checkpoints", identity, recipe.train.keep, sync_metrics, run.watch.alive
+    )
     batches = train_batches(data, recipe, first, engine.device)
     lost: set[str] = set()
     spikes = Spikes()

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,8 +63,15 @@ def provenance() -> dict[str, Any]:
         "commit": git.stdout.strip() or None,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "command": sys.argv,
+        "command": [_without_secrets(word) for word in sys.argv],
     }
+
+
+def _without_secrets(word: str) -> str:
+    """A word of the command line, without what looks like a key of a hub, a tracker or a server."""
+    word = re.sub(r"(?i)([\w.-]*(?:token|secret|passw|api_?key)[\w.-]*[=:]\s*).+", r"\1***", word)
+    word = re.sub(r"\b(hf_|sk-|ghp_|wandb_)[\w-]{8,}", r"\1***", word)
+    return re.sub(r"(://[^/:@\s]+:)[^@\s]+@", r"\1***@", word)
 
 
 def locked_run(folder: Path) -> AbstractContextManager[Path]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,9 +25,9 @@ class ShardWriter(CheckpointEngine):
     The interface is that of deepspeed 0.19.8.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, alive: Callable[[], None] = lambda: None) -> None:
         super().__init__()
-        self.root = root
+        self.root, self._alive = root, alive
         self.written: list[dict[str, Any]] = []
         """{"name", "size", "sha256"} of each file, its name relative to the root."""
         self.error: OSError | None = None
@@ -51,7 +51,7 @@ class ShardWriter(CheckpointEngine):
         if self.error:
             return
         with self._noting():
-            file = _Hashed(Path(path))
+            file = _Hashed(Path(path), self._alive)
             self._open.append(file.file)
             try:
                 torch.save(state_dict, file)
@@ -81,12 +81,13 @@ class ShardWriter(CheckpointEngine):
 class _Hashed:
     """A file for writing that keeps its own hash: of what was handed over, not of what a disk made of it."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("wb", buffering=_BUFFER)
+    def __init__(self, path: Path, alive: Callable[[], None]) -> None:
+        self.file, self._alive = path.open("wb", buffering=_BUFFER), alive
         self.digest, self.size = hashlib.sha256(), 0
         self.error: OSError | None = None
 
     def write(self, part: Any) -> int:
+        self._alive()
         self.digest.update(part)
         length = memoryview(part).nbytes
         self.size += length

@@ -66,8 +66,12 @@ class Watch:
 
     def at(self, step: int, doing: str) -> None:
         """The main thread has come here. From the first call on it may not stay anywhere for `hang_s`."""
-        self._moved = time.monotonic()
         self._place |= {"step": step, "doing": doing, "marks": self._place["marks"] + 1}
+        self.alive()
+
+    def alive(self) -> None:
+        """The main thread goes on where it is."""
+        self._moved = time.monotonic()
         faulthandler.dump_traceback_later(self._hang_s * 1.25 + 2 * _PATIENCE_S, exit=True, file=self._stacks)
 
     def rest(self) -> None:

@@ -52,7 +52,11 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):
 
 def test_environment_names_versions_and_no_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    words = ["log.wandb_api_key=abcdef", "--hub-token=xyz", "model.path=hf_abcdefghijkl", "http://a:b@host/v1", "train"]
+    monkeypatch.setattr("sys.argv", words)
     open_run(tmp_path, recipe(), {"zero_optimization": {"stage": 3}})
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["packages"]["torch"]
+    shown = ["log.wandb_api_key=***", "--hub-token=***", "model.path=hf_***", "http://a:***@host/v1", "train"]
+    assert environment["command"] == shown
     assert "hf_secret" not in "".join(path.read_text() for path in tmp_path.iterdir())
