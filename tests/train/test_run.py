@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rows import write_wethink
 from safetensors.torch import load_file
+from started import done
 
 ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 STEPS = 6
@@ -52,11 +53,13 @@ train: {{max_steps: {STEPS}, epochs: 3, micro_tokens: 256, save_every: 2, heldou
             start = [deepspeed, "--num_gpus", str(ranks), "--master_port", port, "--module", "dft_mm"]
         return [*start, "train", str(self.recipe), f"name={name}", *words]
 
-    def __call__(self, name, ranks, *words):
-        done = subprocess.run(
+    def __call__(self, name, ranks, *words, prelude=""):
+        if ranks == 1:
+            return done(["train", self.recipe, f"name={name}", *words], self.folder, ENV, prelude)
+        run = subprocess.run(
             self.command(name, ranks, *words), env=ENV, capture_output=True, text=True, timeout=240, check=False
         )
-        return done.returncode, done.stdout + done.stderr
+        return run.returncode, run.stdout + run.stderr
 
     def status(self, name):
         return json.loads((self.folder / name / "STATUS.json").read_text())
@@ -161,26 +164,28 @@ def test_the_recipe_of_a_run_cannot_change_under_its_checkpoints(runs):
     assert "model.path" in output
 
 
+def exported(runs, name, out, *words):
+    return done(["export", runs.folder / name, "--out", out, *words], runs.folder, ENV)
+
+
 def test_export_of_a_checkpoint_equals_the_runs_own(runs, tmp_path):
     for run in ("whole1", "whole2"):
-        out = tmp_path / run
-        command = [sys.executable, "-m", "dft_mm", "export", str(runs.folder / run), "--out", str(out)]
-        subprocess.run(command, env=ENV, check=True, capture_output=True)
-        assert (out / "model.safetensors").read_bytes() == runs.weights(run)
-    again = subprocess.run(command, env=ENV, check=False, capture_output=True, text=True)
-    assert again.returncode == 2  # nothing is written over
-    assert "there is something already" in again.stderr
+        code, output = exported(runs, run, tmp_path / run)
+        assert code == 0, output
+        assert (tmp_path / run / "model.safetensors").read_bytes() == runs.weights(run)
+    code, output = exported(runs, "whole2", tmp_path / "whole2")
+    assert code == 2  # nothing is written over
+    assert "there is something already" in output
     out = tmp_path / "earlier"
-    command[-1] = str(out)
-    earlier = subprocess.run([*command, "--step", "4"], env=ENV, check=True, capture_output=True, text=True)
-    assert "step 4" in earlier.stdout
+    code, output = exported(runs, "whole2", out, "--step", "4")
+    assert code == 0, output
+    assert "step 4" in output
     assert (out / "model.safetensors").read_bytes() != runs.weights("whole2")
     assert json.loads((out / "dft_mm.json").read_text())["step"] == 4
     assert set(load_file(out / "model.safetensors")) == set(load_file(runs.folder / "whole2/export/model.safetensors"))
-    command[-1] = str(tmp_path / "absent")
-    absent = subprocess.run([*command, "--step", "5"], env=ENV, check=False, capture_output=True, text=True)
-    assert absent.returncode == 2
-    assert "step-00000004" in absent.stderr
+    code, output = exported(runs, "whole2", tmp_path / "absent", "--step", "5")
+    assert code == 2
+    assert "step-00000004" in output
 
 
 def test_an_adapter_in_bfloat16_on_two_ranks_is_trained_saved_and_merged(runs, tmp_path):
@@ -191,51 +196,45 @@ def test_an_adapter_in_bfloat16_on_two_ranks_is_trained_saved_and_merged(runs, t
     trained = load_file(export / adapter)
     assert len(trained) == 2 * 2 * 2  # two layers, two targets, A and B
     assert all(tensor.any() for tensor in trained.values())  # B starts at zero
-    export_again = [sys.executable, "-m", "dft_mm", "export", str(runs.folder / "lora2"), "--out"]
-    subprocess.run([*export_again, str(tmp_path / "adapter")], env=ENV, check=True, capture_output=True)
+    assert exported(runs, "lora2", tmp_path / "adapter")[0] == 0
     assert (tmp_path / "adapter" / adapter).read_bytes() == (export / adapter).read_bytes()
-    subprocess.run([*export_again, str(tmp_path / "merged"), "--merge"], env=ENV, check=True, capture_output=True)
+    assert exported(runs, "lora2", tmp_path / "merged", "--merge")[0] == 0
     merged = load_file(tmp_path / "merged/model.safetensors")
     source = load_file(runs.folder / "whole1/export/model.safetensors")
     assert set(merged) == set(source)
 
 
 LOSES = """
-import sys
-from pathlib import Path
+import os
 import dft_mm.train.loop as loop
-from dft_mm.__main__ import main
-load, picture = loop.load_data, Path(sys.argv.pop(1))
+load = loop.load_data
 def lose(*arguments):
     data = load(*arguments)
-    picture.unlink(missing_ok=True)
+    os.remove({!r})
     return data
 loop.load_data = lose
-sys.exit(main())
 """
 
 
 def losing(runs, name, *words):
     """A run whose first picture vanishes after the data was prepared."""
-    command = runs.command(name, 1, *words)
-    command[1:3] = ["-c", LOSES, str(runs.folder / "data/images/0.png")]
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240, check=False)
+    return runs(name, 1, *words, prelude=LOSES.format(str(runs.folder / "data/images/0.png")))
 
 
 def test_a_picture_that_vanishes_while_training_is_counted_and_its_row_keeps_its_slot(runs):
     picture = runs.folder / "data/images/0.png"
     content = picture.read_bytes()
     try:
-        done = losing(runs, "tolerant", "data.bad_rows=0.1", "data.heldout_fraction=0", "train.max_steps=8")
-        assert done.returncode == 0, done.stderr
-        assert "row-0: missing_image" in done.stderr
+        code, output = losing(runs, "tolerant", "data.bad_rows=0.1", "data.heldout_fraction=0", "train.max_steps=8")
+        assert code == 0, output
+        assert "row-0: missing_image" in output
         lines = runs.metrics("tolerant")
         assert sum(line.get("lost_images", 0) for line in lines) >= 2  # once an epoch
         assert {line["examples"] for line in lines} == {7}
 
         picture.write_bytes(content)
-        done = losing(runs, "strict", "data.bad_rows=0", "data.heldout_fraction=0", "train.max_steps=8")
-        assert done.returncode == 2, done.stderr
+        code, output = losing(runs, "strict", "data.bad_rows=0", "data.heldout_fraction=0", "train.max_steps=8")
+        assert code == 2, output
         status = runs.status("strict")
         assert (status["state"], "step" in status["reason"]) == ("failed", True)
         assert "1 of 24 examples are gone or changed" in status["reason"]
