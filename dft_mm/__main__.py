@@ -130,11 +130,33 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    from dft_mm.study.compare import compare_results
+    from dft_mm.dist import setup_logging
 
+    if bool(arguments.results) == bool(arguments.recipe):
+        raise InputError("compare takes a recipe with --suite and --vary, or two result folders with --results A B")
     _make_folder(arguments.out)
-    compare_results(*arguments.results, arguments.out)
+    setup_logging()
+    if arguments.results:
+        from dft_mm.study.compare import compare_results
+
+        compare_results(*arguments.results, arguments.out)
+    else:
+        from dft_mm.study.arms import carry_out, study_of
+
+        if not arguments.suite or not arguments.vary:
+            raise InputError("compare RECIPE needs --suite, and --vary, such as --vary loss.name=sft,dft")
+        study = study_of(
+            arguments.recipe, arguments.overrides, arguments.suite, arguments.vary, arguments.seeds, arguments.out
+        )
+        if carry_out(study, arguments.ranks or _accelerators(), arguments.submit, arguments.scoring.split()) is None:
+            return
     print((arguments.out / "compare.md").read_text(encoding="utf-8"))
+
+
+def _accelerators() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -166,6 +188,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is below 1")
     return number
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = tuple(int(word) for word in text.split(","))
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: seeds are different numbers from 0")
+    return seeds
 
 
 def _count(text: str) -> int:
@@ -280,13 +309,30 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--request-timeout", type=_seconds, metavar="S", help="openai: seconds to wait (default: 600)")
     verb.add_argument("--retries", type=_count, help="openai: further attempts at an answer (default: 8)")
     verb = add(
-        "compare", compare, "say whether one of two result folders is better, question by question",
-        "dft-mm compare --results runs/dft/eval/math runs/sft/eval/math --out comparison",
+        "compare", compare, "train arms that differ in one thing and say which is better, or compare two results",
+        "dft-mm compare scripts/recipes/qwen2_5_vl_3b_wethink_dft.yaml --suite multimodal --vary loss.name=sft,dft "
+        "--seeds 0,1,2 --out study\n  dft-mm compare --results runs/dft/eval/math runs/sft/eval/math --out comparison",
+    )  # fmt: skip
+    verb.add_argument("recipe", type=Path, nargs="?", help="recipe of all arms (YAML)")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
+    verb.add_argument("--suite", help="suite file, or a name, to score the arms on")
+    verb.add_argument(
+        "--vary", action="append", metavar="section.key=A,B",
+        help="what the arms differ in; given again, all combinations are arms",
     )  # fmt: skip
     verb.add_argument(
-        "--results", type=Path, nargs=2, required=True, metavar=("A", "B"), help="result folders of one suite"
+        "--seeds", type=_seeds, default=(), metavar="0,1,2", help="every arm with each (default: the recipe's)"
     )
-    verb.add_argument("--out", type=Path, required=True, help="folder of compare.json and compare.md")
+    verb.add_argument("--ranks", type=_positive, help="processes of a training run (default: one a GPU)")
+    verb.add_argument(
+        "--submit", metavar="COMMAND",
+        help='queue the runs instead, as "sbatch --nodes 2 scripts/launch/slurm.sh"; the recipe is added',
+    )  # fmt: skip
+    verb.add_argument("--scoring", default="", metavar="OPTIONS", help='options of dft-mm eval, as "--backend vllm"')
+    verb.add_argument(
+        "--results", type=Path, nargs=2, metavar=("A", "B"), help="result folders of one suite that are there already"
+    )
+    verb.add_argument("--out", type=Path, required=True, help="folder of compare.json, compare.md and all runs")
     verb = add(
         "report", report, "write one self-contained page, or one table, from runs and results",
         "dft-mm report runs/sft runs/dft --out report.html",

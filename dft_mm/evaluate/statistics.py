@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Z95 = 1.959963984540054
 _Z80 = 0.8416212335729143
@@ -74,6 +75,57 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
         "n": n,
         "questions_needed": needed,
     }
+
+
+def crossed(differences: np.ndarray) -> dict[str, Any]:
+    """Mean of one difference a training seed and question, with an interval that covers the luck of both.
+
+    Seeds and questions are crossed random effects: their mean squares give the variance of the mean, and
+    Satterthwaite's degrees of freedom (1946, doi:10.2307/3002019) its t distribution.
+
+    Args:
+        differences: (S, Q), S ≥ 2 seeds of both arms by Q ≥ 2 questions.
+
+    Returns:
+        What `paired` does, and `seeds_needed` and `questions_needed`: how many of the one, with as many of the other as
+        here, for a difference of this size to be found four times out of five; None where no number of it is enough.
+    """
+    seeds, questions = differences.shape
+    mean = float(differences.mean())
+    by_seed, by_question = differences.mean(axis=1), differences.mean(axis=0)
+    rest = differences - by_seed[:, None] - by_question + mean
+    freedoms = np.array([seeds - 1, questions - 1, (seeds - 1) * (questions - 1)])
+    between = questions * by_seed.var(ddof=1), seeds * by_question.var(ddof=1)
+    squares = np.array([*between, (rest**2).sum() / freedoms[2]])
+    parts = squares / differences.size
+    variance = parts[0] + parts[1] - parts[2]
+    if variance < max(parts[0], parts[1]):  # an estimate that is below what the seeds, or questions, alone show
+        variance, freedom = max(parts[0], parts[1]), freedoms[int(parts[1] > parts[0])]
+    else:
+        freedom = variance**2 / float((parts**2 / freedoms).sum())
+    if variance == 0.0:
+        return {"difference": mean, "ci95": [mean, mean], "p": 1.0 if mean == 0 else 0.0, "n": questions} | {
+            "seeds": seeds, "questions_needed": None, "seeds_needed": None
+        }  # fmt: skip
+    error = math.sqrt(variance)
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    of_seed, of_question = (max(0.0, float(squares[k] - squares[2])) / n for k, n in ((0, questions), (1, seeds)))
+    of_both = float(squares[2])
+    wanted = (mean / (Z95 + _Z80)) ** 2
+    return {
+        "difference": mean,
+        "ci95": [mean - half, mean + half],
+        "p": 2 * float(stats.t.sf(abs(mean) / error, freedom)),
+        "n": questions,
+        "seeds": seeds,
+        "questions_needed": _needed(of_question + of_both / seeds, wanted - of_seed / seeds),
+        "seeds_needed": _needed(of_seed + of_both / questions, wanted - of_question / questions),
+    }
+
+
+def _needed(variance: float, wanted: float) -> int | None:
+    """How many of what has this variance, for their mean to have the wanted one."""
+    return max(2, math.ceil(variance / wanted)) if wanted > 0 else None
 
 
 def _sign_flip(array: np.ndarray) -> float:

@@ -1,13 +1,16 @@
-"""Is A better than B? Two finished result folders over the same questions, question by question."""
+"""Is A better than B? Finished result folders over the same questions, question by question and seed by seed."""
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from dft_mm.atomic import write_atomically
 from dft_mm.errors import InputError
-from dft_mm.evaluate.statistics import holm, paired
+from dft_mm.evaluate.statistics import crossed, holm, paired
 from dft_mm.evaluate.task import NOT_SCORED, RIGHT
 from dft_mm.report.read import Results, read_lines, read_results
 
@@ -23,12 +26,12 @@ def compare_results(a: Path, b: Path, out: Path) -> dict[str, Any]:
     Raises InputError when a folder holds no results, or their questions differ.
     """
     comparison = compare([(read(a), read(b))])
-    write_comparison(comparison, str(a), str(b), out)
+    write_comparison(comparison, out, str(a), str(b))
     return comparison
 
 
-def write_comparison(comparison: Mapping[str, Any], a: str, b: str, out: Path) -> None:
-    """compare.json and compare.md; `a` and `b` are what the two are called."""
+def write_comparison(comparison: Mapping[str, Any], out: Path, a: str = "A", b: str = "B") -> None:
+    """compare.json and compare.md; `a` and `b` are what the two are called, where rows do not say so."""
     write_atomically(out / "compare.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
     write_atomically(out / "compare.md", to_markdown(comparison, a, b))
 
@@ -42,7 +45,21 @@ def read(folder: Path) -> Results:
 
 def compare(pairs: Sequence[tuple[Results, Results]]) -> dict[str, Any]:
     """A − B for every benchmark of every pair of results; p-values are corrected for the number of all of them."""
-    rows = [row for a, b in pairs for row in _comparisons(a, b)]
+    return _judged([row for pair in pairs for row in _comparisons([pair])], pairs)
+
+
+def compare_arms(arms: Mapping[str, Sequence[Results]]) -> dict[str, Any]:
+    """The same for every two arms of a study, each with one result a seed, in the same order of seeds."""
+    rows: list[dict[str, Any]] = []
+    pairs: list[tuple[Results, Results]] = []
+    for (a, ours), (b, theirs) in itertools.combinations(arms.items(), 2):
+        seeds = list(zip(ours, theirs, strict=True))
+        rows += [{"a": a, "b": b} | row for row in _comparisons(seeds)]
+        pairs += seeds
+    return _judged(rows, pairs)
+
+
+def _judged(rows: list[dict[str, Any]], pairs: Sequence[tuple[Results, Results]]) -> dict[str, Any]:
     for row, adjusted in zip(rows, holm([row["p"] for row in rows])):
         low, high = row["ci95"]
         row["p_adjusted"] = adjusted
@@ -53,15 +70,21 @@ def compare(pairs: Sequence[tuple[Results, Results]]) -> dict[str, Any]:
     return {"comparisons": rows, "not_compared": left}
 
 
-def _comparisons(a: Results, b: Results) -> list[dict[str, Any]]:
-    shared = [name for name in a.benchmarks if name in b.benchmarks]
+def _comparisons(seeds: Sequence[tuple[Results, Results]]) -> list[dict[str, Any]]:
+    """One row a benchmark and metric, of one or several trainings of both."""
+    a, b = seeds[0]
+    shared = [name for name in a.benchmarks if all(name in each.benchmarks for pair in seeds for each in pair)]
     if not shared:
         raise InputError(
             f"{a.folder} and {b.folder} have no benchmark in common: {', '.join(a.benchmarks)} and "
             f"{', '.join(b.benchmarks)}"
         )
-    scores = _scores(a), _scores(b)
-    return [row for name in shared for row in _benchmark(name, a, b, scores[0][name], scores[1][name])]
+    scores = [(_scores(a), _scores(b)) for a, b in seeds]
+    return [
+        row
+        for name in shared
+        for row in _rows(name, [_gains(name, a, b, x[name], y[name]) for (a, b), (x, y) in zip(seeds, scores)])
+    ]
 
 
 def _scores(results: Results) -> Scores:
@@ -71,13 +94,21 @@ def _scores(results: Results) -> Scores:
     return found
 
 
-def _benchmark(
+class _Gains(NamedTuple):
+    """A − B of one pair of results on one benchmark."""
+
+    by_metric: dict[str, dict[str, float]]
+    """Metric → question → difference of the shares of right answers; without questions that could not be scored."""
+    asked: int
+
+
+def _gains(
     name: str,
     a: Results,
     b: Results,
     ours: dict[str, list[Mapping[str, Any]]],
     theirs: dict[str, list[Mapping[str, Any]]],
-) -> list[dict[str, Any]]:
+) -> _Gains:
     if ours.keys() != theirs.keys():
         missing = sorted(ours.keys() ^ theirs.keys())
         raise InputError(
@@ -99,59 +130,84 @@ def _benchmark(
         if not any(line["status"] in NOT_SCORED for line in (*ours[question], *theirs[question]))
     ]
     if not kept:
-        return []
+        return _Gains({}, len(ours))
+
+    def gains(right: Callable[[Mapping[str, Any]], bool]) -> dict[str, float]:
+        return {question: _share(ours[question], right) - _share(theirs[question], right) for question in kept}
+
     samples = len(ours[kept[0]])
-    rows = [_row(name, f"avg@{samples}", kept, ours, theirs, lambda line: line["status"] in RIGHT)]
+    found = {f"avg@{samples}": gains(lambda line: line["status"] in RIGHT)}
     if all("official" in line for question in kept for line in (*ours[question], *theirs[question])):
-        rows.append(_row(name, f"official avg@{samples}", kept, ours, theirs, lambda line: line["official"]))
-    for row in rows:
-        row["left_out"] = len(ours) - len(kept)
+        found[f"official avg@{samples}"] = gains(lambda line: line["official"])
+    return _Gains(found, len(ours))
+
+
+def _share(lines: Sequence[Mapping[str, Any]], right: Callable[[Mapping[str, Any]], bool]) -> float:
+    return sum(bool(right(line)) for line in lines) / len(lines)
+
+
+def _rows(name: str, seeds: Sequence[_Gains]) -> list[dict[str, Any]]:
+    rows = []
+    for metric in seeds[0].by_metric:
+        tables = [each.by_metric.get(metric, {}) for each in seeds]
+        kept = [question for question in tables[0] if all(question in table for table in tables)]
+        if not kept:
+            continue
+        gains = np.array([[table[question] for question in kept] for table in tables])
+        mean = gains.mean(axis=0)
+        both = len(seeds) > 1 and len(kept) > 1
+        row = {"benchmark": name, "metric": metric, **(crossed(gains) if both else paired(mean.tolist()))}
+        counts = {"a_only": int((mean > 0).sum()), "b_only": int((mean < 0).sum())}
+        rows.append(row | counts | {"left_out": seeds[0].asked - len(kept)})
     return rows
-
-
-def _row(
-    name: str, metric: str, kept: Sequence[str], ours: Mapping[str, Any], theirs: Mapping[str, Any], right: Any
-) -> dict[str, Any]:
-    def share(lines: Sequence[Mapping[str, Any]]) -> float:
-        return sum(bool(right(line)) for line in lines) / len(lines)
-
-    gains = [share(ours[question]) - share(theirs[question]) for question in kept]
-    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    return {"benchmark": name, "metric": metric, **paired(gains), "a_only": better, "b_only": worse}
 
 
 def verdict(row: Mapping[str, Any], a: str, b: str) -> str:
     """A row's outcome in words; `a` and `b` are what the two are called."""
     if row["verdict"] != "no_difference":
         return f"{a if row['verdict'] == 'a_better' else b} is better"
-    needed = row["questions_needed"]
-    more = f"; one of this size would need about {needed:,} questions" if needed else ""
+    enough = {"questions": row["questions_needed"], "seeds": row.get("seeds_needed")}
+    ways = [f"about {count:,} {what}" for what, count in enough.items() if count and count > row.get(_HAD[what], 0)]
+    more = f"; one of this size would need {' or '.join(ways)}" if ways else ""
     return f"no difference is shown{more}"
+
+
+_HAD = {"questions": "n", "seeds": "seeds"}
 
 
 def to_markdown(comparison: Mapping[str, Any], a: str, b: str) -> str:
     """The table, in percentage points."""
-    lines = [
-        f"# A: {a}",
-        f"# B: {b}",
-        "",
-        "| benchmark | metric | A − B | 95 % interval | p | p (Holm) | questions | A better | B better | verdict |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    named = any("a" in row for row in comparison["comparisons"])
+    lines = [] if named else [f"# A: {a}", f"# B: {b}", ""]
+    lines += [
+        "| A | B " * named
+        + "| benchmark | metric | A − B | 95 % interval | p | p (Holm) | questions | A better | B better | verdict |",
+        "|---|---" * named + "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in comparison["comparisons"]:
         low, high = (100 * bound for bound in row["ci95"])
-        outcome = verdict(row, "A", "B")
+        outcome = verdict(row, row.get("a", "A"), row.get("b", "B"))
         if row["left_out"]:
             outcome += f"; {row['left_out']} questions could not be scored"
+        arms = f"| {row['a']} | {row['b']} " if named else ""
+        value = f"{100 * row['difference']:+.1f} | {low:+.1f} to {high:+.1f}"
         lines.append(
-            f"| {row['benchmark']} | {row['metric']} | {100 * row['difference']:+.1f} | {low:+.1f} to {high:+.1f} | "
-            f"{row['p']:.2g} | {row['p_adjusted']:.2g} | {row['n']} | {row['a_only']} | {row['b_only']} | {outcome} |"
+            f"{arms}| {row['benchmark']} | {row['metric']} | {value} | {row['p']:.2g} | {row['p_adjusted']:.2g} | "
+            f"{row['n']} | {row['a_only']} | {row['b_only']} | {outcome} |"
         )
     if comparison["not_compared"]:
         lines += ["", f"In one of the folders only: {', '.join(comparison['not_compared'])}."]
-    lines += [
-        "",
-        "Percentage points, question by question; interval: percentile bootstrap over questions; p: sign-flip test, "
-        "corrected for the number of rows (Holm). Neither covers the luck of a training run: for that, other seeds.",
-    ]
+    lines += ["", *comparison.get("notes", [])]
+    seeds = max((row.get("seeds", 1) for row in comparison["comparisons"]), default=1)
+    lines.append(_METHODS[seeds > 1].format(seeds=seeds))
     return "\n".join(lines) + "\n"
+
+
+_METHODS = {
+    False: "Percentage points, question by question; interval: percentile bootstrap over questions; p: sign-flip test, "
+    "corrected for the number of rows (Holm). Neither covers the luck of a training run: for that, other seeds.",
+    True: "Percentage points, question by question in {seeds} trainings of both; interval and p: t distribution with "
+    "seeds and questions as crossed random effects (Satterthwaite), so that both cover the luck of a training run and "
+    "the choice of questions; p is corrected for the number of rows (Holm).",
+}
+"""How a table came about, with one seed and with several."""

@@ -201,7 +201,7 @@ def _comparison(out: Path) -> list[str]:
     """DFT against SFT, question by question; also written to compare.json and compare.md."""
     pairs = [(read(_results_folder(out, "dft", suite)), read(_results_folder(out, "sft", suite))) for suite in SUITES]
     comparison = compare(pairs)
-    write_comparison(comparison, "DFT", "SFT", out)
+    write_comparison(comparison, out, "DFT", "SFT")
     return [
         f"{row['benchmark']}: DFT - SFT = {100 * row['difference']:+.1f} points (DFT better on {row['a_only']} "
         f"questions, SFT on {row['b_only']}, of {row['n']}; p = {row['p_adjusted']:.2g}): {verdict(row, 'DFT', 'SFT')}."

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -34,12 +34,17 @@ def deepspeed_command(ranks: int, recipe: str) -> list[str]:
 
 
 def run_on_cpu(command: Sequence[str], folder: Path, log_file: Path) -> None:
-    """Run a command in `folder`, one thread a process.
+    """`run_command`, one thread a process."""
+    run_command(command, folder, log_file, CPU_ENVIRONMENT)
+
+
+def run_command(command: Sequence[str], folder: Path, log_file: Path, environment: Mapping[str, str]) -> None:
+    """Run a command in `folder`, with these variables beside this process's.
 
     Raises Stopped when a signal came, RuntimeError with the last lines when the command fails.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = os.environ | CPU_ENVIRONMENT | {"PATH": path}
+    environment = os.environ | environment | {"PATH": path}
     log.info("$ %s", " ".join(command))
     last: deque[str] = deque(maxlen=20)
     with log_file.open("a", encoding="utf-8") as kept, log_file.open(encoding="utf-8", errors="replace") as written:

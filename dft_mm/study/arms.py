@@ -1,0 +1,246 @@
+"""Arms of a study: one recipe, some of its keys varied, each with every seed; trained, scored and compared.
+
+All arms begin from the same model and see the same examples in the same order, so that a difference between them is
+what was varied. Everything lies in one folder, and the same command goes on where it was stopped.
+"""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dft_mm.atomic import write_atomically
+from dft_mm.config import Recipe, load_recipe, to_yaml
+from dft_mm.dist import log
+from dft_mm.errors import InputError, Stopped
+from dft_mm.evaluate.suite import Suite, load_suite
+from dft_mm.report.page import write_report
+from dft_mm.study.compare import compare_arms, read, verdict, write_comparison
+from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    changes: tuple[str, ...]
+    """`section.key=value` beside the recipe."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared; in `study.json`, so that a folder holds one study only."""
+
+    recipe: Recipe
+    recipe_file: Path
+    overrides: tuple[str, ...]
+    suite: Suite
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    out: Path
+
+    def run_folder(self, arm: Arm, seed: int) -> Path:
+        return self.out / "runs" / f"{arm.name}-s{seed}"
+
+    def results_folder(self, arm: Arm, seed: int) -> Path:
+        return self.run_folder(arm, seed) / "eval" / self.suite.name
+
+    @property
+    def runs(self) -> list[tuple[Arm, int]]:
+        """Seed by seed, so that a study that is stopped has whole comparisons."""
+        return [(arm, seed) for seed in self.seeds for arm in self.arms]
+
+
+def study_of(
+    recipe: Path,
+    overrides: Sequence[str],
+    suite: str,
+    vary: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+) -> Study:
+    """Check everything before the first step is trained.
+
+    Args:
+        vary: `section.key=a,b`, of which all combinations become arms; commas inside brackets do not part values.
+
+    Raises InputError for a wrong recipe of any arm, fewer than two arms, or a folder that holds another study.
+    """
+    arms = arms_of(vary)
+    base = load_recipe(recipe, overrides)
+    study = Study(base, recipe, tuple(overrides), load_suite(suite), arms, tuple(seeds) or (base.seed,), out)
+    for arm in arms:
+        load_recipe(recipe, [*overrides, *arm.changes])
+    _claim(study)
+    return study
+
+
+def arms_of(vary: Sequence[str]) -> tuple[Arm, ...]:
+    choices = []
+    for text in vary:
+        key, equals, values = text.partition("=")
+        found = re.findall(r"(?:[^,\[\]{}]|\[[^\]]*\]|\{[^}]*\})+", values)
+        if not equals or len(found) < 2:
+            raise InputError(f"--vary {text}: give a key and two values or more, such as --vary loss.name=sft,dft")
+        choices.append([f"{key}={value.strip()}" for value in found])
+    arms = tuple(Arm(_name(changes, len(choices) == 1), changes) for changes in itertools.product(*choices))
+    names = [arm.name for arm in arms]
+    if len(arms) < 2 or len(set(names)) < len(names):
+        raise InputError(f"--vary {' --vary '.join(vary)}: arms need different values; these are {', '.join(names)}")
+    return arms
+
+
+def _name(changes: Sequence[str], alone: bool) -> str:
+    parts = []
+    for change in changes:
+        key, _, value = change.partition("=")
+        parts.append(value if alone else f"{key.rsplit('.', 1)[-1]}-{value}")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-")
+
+
+def _claim(study: Study) -> None:
+    told = {
+        "recipe": study.recipe.model_dump(mode="json"),
+        "suite": study.suite.model_dump(mode="json"),
+        "arms": {arm.name: list(arm.changes) for arm in study.arms},
+    }
+    told = json.loads(json.dumps(told))
+    path = study.out / "study.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in told if found.get(key) != told[key]]
+        if changed:  # further seeds are welcome
+            raise InputError(f"{study.out} holds a study with another {' and '.join(changed)}; give another --out")
+    elif study.out.is_dir() and any(study.out.iterdir()):
+        raise InputError(f"{study.out} is not empty and holds no study; give another --out")
+    write_atomically(path, json.dumps(told, indent=2) + "\n")
+
+
+def carry_out(
+    study: Study, ranks: int, submit: str | None = None, scoring: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Train and score what is not there yet, then write compare.json, compare.md and report.html.
+
+    Args:
+        ranks: processes of a training run on this machine.
+        submit: a command that queues a training run instead, "sbatch scripts/launch/slurm.sh": the recipe's path is
+            added.
+        scoring: options for `dft-mm eval`.
+
+    Returns:
+        What stands in compare.json; None when queued runs are not finished.
+    """
+    waiting = []
+    for number, (arm, seed) in enumerate(study.runs, 1):
+        run = study.run_folder(arm, seed)
+        log.info("[%d/%d] %s", number, len(study.runs), run.name)
+        if _state(run) != "finished":
+            recipe = _write_recipe(study, arm, seed)
+            if submit:
+                waiting.append(_submitted(study, run, recipe, submit))
+                continue
+            _train(study, run, recipe, ranks)
+        if not (study.results_folder(arm, seed) / "results.json").is_file():
+            command = [sys.executable, "-m", "dft_mm", "eval", str(_write_suite(study)), "--model", str(run / "export")]
+            command += ["--out", str(study.results_folder(arm, seed)), *scoring]
+            run_command(command, Path.cwd(), study.out / "study.log", _environment())
+    if waiting:
+        log.info("queued: %s. Run the same command again when they are done", "; ".join(waiting))
+        return None
+    return _finish(study)
+
+
+def _write_recipe(study: Study, arm: Arm, seed: int) -> Path:
+    run = study.run_folder(arm, seed)
+    own = [f"seed={seed}", f"name={run.name}", f"output={run}"]
+    recipe = load_recipe(study.recipe_file, [*study.overrides, *arm.changes, *own])
+    path = study.out / "recipes" / f"{run.name}.yaml"
+    write_atomically(path, to_yaml(recipe))
+    return path
+
+
+def _write_suite(study: Study) -> Path:
+    path = study.out / f"{study.suite.name}.yaml"
+    write_atomically(path, yaml.safe_dump(study.suite.model_dump(mode="json"), sort_keys=False))
+    return path
+
+
+def _train(study: Study, run: Path, recipe: Path, ranks: int) -> None:
+    alone = [sys.executable, "-m", "dft_mm", "train", str(recipe)]
+    command = deepspeed_command(ranks, str(recipe)) if ranks > 1 else alone
+    run_command(command, Path.cwd(), study.out / "study.log", _environment())
+    if _state(run) == "stopped":
+        raise Stopped(f"training {run.name} was stopped; the same command goes on from there")
+    if _state(run) != "finished":
+        raise RuntimeError(f"training {run.name} ended as {_state(run)}; {study.out / 'study.log'} tells more")
+
+
+def _submitted(study: Study, run: Path, recipe: Path, submit: str) -> str:
+    """Queue a run, unless it is queued or running; what became of it, in words."""
+    path = study.out / "submitted.json"
+    queued = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if run.name in queued and _state(run) not in ("failed", "stopped"):
+        return f"{run.name} ({_state(run) or 'not begun'}: {queued[run.name]})"
+    done = subprocess.run([*shlex.split(submit), str(recipe)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"--submit: {submit} {recipe} failed: {done.stderr.strip() or done.stdout.strip()}")
+    queued[run.name] = done.stdout.strip()
+    write_atomically(path, json.dumps(queued, indent=2) + "\n")
+    return f"{run.name} ({queued[run.name]})"
+
+
+def _environment() -> dict[str, str]:
+    """On a machine without a GPU one thread a process; what the user has set stays."""
+    import torch
+
+    return {} if torch.cuda.is_available() else {**CPU_ENVIRONMENT, **os.environ}
+
+
+def _state(run: Path) -> str | None:
+    status = run / "STATUS.json"
+    state = json.loads(status.read_text(encoding="utf-8"))["state"] if status.is_file() else None
+    return state if state != "finished" or (run / "export").is_dir() else None
+
+
+def _finish(study: Study) -> dict[str, Any]:
+    results = {arm.name: [read(study.results_folder(arm, seed)) for seed in study.seeds] for arm in study.arms}
+    comparison = compare_arms(results)
+    comparison["notes"] = _same_examples(study)
+    names = " and ".join(arm.name for arm in study.arms)
+    write_comparison(comparison, study.out)
+    findings = [
+        f"{row['benchmark']}, {row['metric']}: {row['a']} - {row['b']} = {100 * row['difference']:+.1f} points "
+        f"({100 * row['ci95'][0]:+.1f} to {100 * row['ci95'][1]:+.1f}): {verdict(row, row['a'], row['b'])}."
+        for row in comparison["comparisons"]
+    ]
+    runs = [study.run_folder(arm, seed) for arm, seed in study.runs]
+    write_report(runs, study.out / "report.html", f"{names} compared", (), [*findings, *comparison["notes"]])
+    return comparison
+
+
+def _same_examples(study: Study) -> list[str]:
+    """Notes where arms did not see the same examples in the same steps."""
+    notes = []
+    for seed in study.seeds:
+        seen = [_steps(study.run_folder(arm, seed)) for arm in study.arms]
+        notes += [
+            f"seed {seed}: {arm.name} did not see the same examples in the same steps as {study.arms[0].name}, by what "
+            "was varied: its difference is not one of the loss alone"
+            for arm, steps in zip(study.arms, seen)
+            if steps != seen[0]
+        ]
+    return notes
+
+
+def _steps(run: Path) -> tuple[str, list[tuple[int, int]]]:
+    manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return manifest["fingerprint"], [(line["step"], line["supervised_tokens"]) for line in lines]
