@@ -1,17 +1,18 @@
 """Values with their uncertainty: one value a question, since answers to the same question are not independent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 Z95 = 1.959963984540054
 _Z80 = 0.8416212335729143
 _RESAMPLES = 10_000
 _EXACT_FLIPS = 14
 _BOOTSTRAP_SEED = 0
+_LEAST_P = 1e-12
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -80,8 +81,8 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
 def crossed(differences: np.ndarray) -> dict[str, Any]:
     """Mean of one difference a training seed and question, with an interval that covers the luck of both.
 
-    Seeds and questions are crossed random effects: their mean squares give the variance of the mean, and
-    Satterthwaite's degrees of freedom (1946, doi:10.2307/3002019) its t distribution.
+    Seeds and questions are crossed random effects. Their two parts of the mean's variance have t quantiles of their own
+    (Howe 1974, doi:10.1080/01621459.1974.10480206), so that few seeds make a wide interval, whatever the questions say.
 
     Args:
         differences: (S, Q), S ≥ 2 seeds of both arms by Q ≥ 2 questions.
@@ -93,34 +94,37 @@ def crossed(differences: np.ndarray) -> dict[str, Any]:
     seeds, questions = differences.shape
     mean = float(differences.mean())
     by_seed, by_question = differences.mean(axis=1), differences.mean(axis=0)
-    rest = differences - by_seed[:, None] - by_question + mean
-    freedoms = np.array([seeds - 1, questions - 1, (seeds - 1) * (questions - 1)])
-    between = questions * by_seed.var(ddof=1), seeds * by_question.var(ddof=1)
-    squares = np.array([*between, (rest**2).sum() / freedoms[2]])
-    parts = squares / differences.size
-    variance = parts[0] + parts[1] - parts[2]
-    if variance < max(parts[0], parts[1]):  # an estimate that is below what the seeds, or questions, alone show
-        variance, freedom = max(parts[0], parts[1]), freedoms[int(parts[1] > parts[0])]
-    else:
-        freedom = variance**2 / float((parts**2 / freedoms).sum())
-    if variance == 0.0:
-        return {"difference": mean, "ci95": [mean, mean], "p": 1.0 if mean == 0 else 0.0, "n": questions} | {
-            "seeds": seeds, "questions_needed": None, "seeds_needed": None
-        }  # fmt: skip
-    error = math.sqrt(variance)
-    half = float(stats.t.ppf(0.975, freedom)) * error
-    of_seed, of_question = (max(0.0, float(squares[k] - squares[2])) / n for k, n in ((0, questions), (1, seeds)))
-    of_both = float(squares[2])
+    rest = float(((differences - by_seed[:, None] - by_question + mean) ** 2).sum())
+    of_both = rest / ((seeds - 1) * (questions - 1))
+    square_seed, square_question = questions * float(by_seed.var(ddof=1)), seeds * float(by_question.var(ddof=1))
+    of_seed, of_question = max(0.0, square_seed - of_both) / questions, max(0.0, square_question - of_both) / seeds
+
+    def half(p: float) -> float:
+        """Half the width of the interval that misses with this chance."""
+        return math.sqrt(
+            stats.t.isf(p / 2, seeds - 1) ** 2 * square_seed / differences.size
+            + stats.t.isf(p / 2, questions - 1) ** 2 * of_question / questions
+        )
+
     wanted = (mean / (Z95 + _Z80)) ** 2
     return {
         "difference": mean,
-        "ci95": [mean - half, mean + half],
-        "p": 2 * float(stats.t.sf(abs(mean) / error, freedom)),
+        "ci95": [mean - half(0.05), mean + half(0.05)],
+        "p": _chance(half, abs(mean)),
         "n": questions,
         "seeds": seeds,
         "questions_needed": _needed(of_question + of_both / seeds, wanted - of_seed / seeds),
         "seeds_needed": _needed(of_seed + of_both / questions, wanted - of_question / questions),
     }
+
+
+def _chance(half: Callable[[float], float], distance: float) -> float:
+    """The p whose interval reaches just so far."""
+    if distance == 0.0:
+        return 1.0
+    if half(_LEAST_P) <= distance:
+        return _LEAST_P
+    return math.exp(optimize.brentq(lambda log_p: half(math.exp(log_p)) - distance, math.log(_LEAST_P), 0.0))
 
 
 def _needed(variance: float, wanted: float) -> int | None:

@@ -206,8 +206,8 @@ def to_markdown(comparison: Mapping[str, Any], a: str, b: str) -> str:
 _METHODS = {
     False: "Percentage points, question by question; interval: percentile bootstrap over questions; p: sign-flip test, "
     "corrected for the number of rows (Holm). Neither covers the luck of a training run: for that, other seeds.",
-    True: "Percentage points, question by question in {seeds} trainings of both; interval and p: t distribution with "
-    "seeds and questions as crossed random effects (Satterthwaite), so that both cover the luck of a training run and "
-    "the choice of questions; p is corrected for the number of rows (Holm).",
+    True: "Percentage points, question by question in {seeds} trainings of both; interval and p: t distributions, with "
+    "seeds and questions as crossed random effects (Howe), so that both cover the luck of training and the choice of "
+    "questions; p is corrected for the number of rows (Holm).",
 }
 """How a table came about, with one seed and with several."""
