@@ -124,8 +124,11 @@ def report(arguments: argparse.Namespace) -> None:
     writers = {".html": write_report, ".htm": write_report, ".md": write_table}
     if arguments.out.suffix not in writers or arguments.out.is_dir():
         raise InputError(f"--out {arguments.out}: a page is a file that ends in .html, a table one that ends in .md")
+    from dft_mm.report.published import beside, published
+
+    rows = published(arguments.published)
     _make_folder(arguments.out.parent)
-    writers[arguments.out.suffix](arguments.paths, arguments.out)
+    writers[arguments.out.suffix](arguments.paths, arguments.out, add=lambda table: beside(table, rows))
     print(f"wrote {arguments.out}")
 
 
@@ -339,6 +342,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verb.add_argument("paths", nargs="+", type=Path, help="run folders, result folders")
     verb.add_argument("--out", type=Path, required=True, help="page (.html) or table of scores (.md)")
+    verb.add_argument(
+        "--published", action="append", default=[], metavar="MODEL",
+        help="the paper's scores of this model as further rows, such as Qwen2.5-VL-3B",
+    )  # fmt: skip
     verb = add(
         "doctor", doctor, "check versions, accelerators, collectives, sandbox, languages, disk; say what to do",
         "dft-mm doctor",

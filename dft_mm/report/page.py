@@ -1,7 +1,7 @@
 """Runs and results → one self-contained HTML page that opens offline, on a laptop or a phone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from dft_mm import __version__
 from dft_mm.report.plots import histogram_plot, line_plot
 from dft_mm.report.read import Results, Run, locate, read_paths
 from dft_mm.report.samples import sample_sets
-from dft_mm.report.tables import score_table
+from dft_mm.report.tables import Table, score_table
 
 _SAMPLES = 8
 
@@ -39,10 +39,12 @@ def write_report(
     title: str = "Training and scores",
     intro: Sequence[str] = (),
     findings: Sequence[str] = (),
+    add: Callable[[Table], Table] = lambda table: table,
 ) -> None:
     """Write the page of run folders and result folders.
 
-    `intro` are paragraphs before everything, `findings` a list below the scores. Raises InputError for a path that is
+    `intro` are paragraphs before everything, `findings` a list below the scores; `add` puts rows into the table of
+    scores. Raises InputError for a path that is
     neither a run nor results, or is damaged.
     """
     runs, results = read_paths(paths)
@@ -55,7 +57,7 @@ def write_report(
         intro=intro,
         findings=findings,
         runs=[_about_run(run) for run in runs],
-        table=score_table(results) if results else None,
+        table=add(score_table(results)) if results else None,
         full_table=score_table(results, every_metric=True),
         groups=[_plots(group, runs) for group in _groups(runs)],
         sample_sets=sample_sets(results, _SAMPLES),

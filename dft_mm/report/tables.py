@@ -1,6 +1,6 @@
 """Scores of several models as one table: models down, benchmarks across, blanks with footnotes for what is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,12 @@ def _escape(text: str) -> str:
     return text.replace("|", r"\|").replace("\n", " ")
 
 
-def write_table(paths: Sequence[Path], out: Path) -> None:
+def write_table(paths: Sequence[Path], out: Path, add: Callable[[Table], Table] = lambda table: table) -> None:
     """Scores of run folders and result folders, one model a row. Raises InputError when there is none."""
     _, results = read_paths(paths)
     if not results:
         raise InputError(f"no scores in {', '.join(map(str, paths))}; dft-mm eval writes them")
-    out.write_text(to_markdown(score_table(results)), encoding="utf-8")
+    out.write_text(to_markdown(add(score_table(results))), encoding="utf-8")
 
 
 def print_table(table: Table, title: str) -> None:
