@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dft_mm.atomic import write_atomically
 from dft_mm.config import Recipe, load_recipe, to_yaml
 from dft_mm.dist import log
@@ -43,6 +41,8 @@ class Study:
     recipe_file: Path
     overrides: tuple[str, ...]
     suite: Suite
+    suite_name: str
+    """Its file, or its name."""
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     out: Path
@@ -76,7 +76,7 @@ def study_of(
     """
     arms = arms_of(vary)
     base = load_recipe(recipe, overrides)
-    study = Study(base, recipe, tuple(overrides), load_suite(suite), arms, tuple(seeds) or (base.seed,), out)
+    study = Study(base, recipe, tuple(overrides), load_suite(suite), suite, arms, tuple(seeds) or (base.seed,), out)
     for arm in arms:
         load_recipe(recipe, [*overrides, *arm.changes])
     _claim(study)
@@ -149,7 +149,7 @@ def carry_out(
                 continue
             _train(study, run, recipe, ranks)
         if not (study.results_folder(arm, seed) / "results.json").is_file():
-            command = [sys.executable, "-m", "dft_mm", "eval", str(_write_suite(study)), "--model", str(run / "export")]
+            command = [sys.executable, "-m", "dft_mm", "eval", study.suite_name, "--model", str(run / "export")]
             command += ["--out", str(study.results_folder(arm, seed)), *scoring]
             run_command(command, Path.cwd(), study.out / "study.log", _environment())
     if waiting:
@@ -164,12 +164,6 @@ def _write_recipe(study: Study, arm: Arm, seed: int) -> Path:
     recipe = load_recipe(study.recipe_file, [*study.overrides, *arm.changes, *own])
     path = study.out / "recipes" / f"{run.name}.yaml"
     write_atomically(path, to_yaml(recipe))
-    return path
-
-
-def _write_suite(study: Study) -> Path:
-    path = study.out / f"{study.suite.name}.yaml"
-    write_atomically(path, yaml.safe_dump(study.suite.model_dump(mode="json"), sort_keys=False))
     return path
 
 

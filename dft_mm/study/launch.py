@@ -15,11 +15,12 @@ from types import FrameType
 from typing import TextIO
 
 from dft_mm.dist import log
-from dft_mm.errors import Stopped
+from dft_mm.errors import InputError, Stopped
 
 CPU_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 # What the launcher and libraries say besides, and tables that come again; the log file has it all.
 _NOISE = re.compile(r"^\[|^[WE]\d{4} |Warning: |^\s|^$|^#|^\||DeepSpeed deepspeed\.ops")
+_EXIT_INPUT = 2
 _PATIENCE_S = 60.0
 _LOOK_EVERY_S = 0.2
 
@@ -41,7 +42,8 @@ def run_on_cpu(command: Sequence[str], folder: Path, log_file: Path) -> None:
 def run_command(command: Sequence[str], folder: Path, log_file: Path, environment: Mapping[str, str]) -> None:
     """Run a command in `folder`, with these variables beside this process's.
 
-    Raises Stopped when a signal came, RuntimeError with the last lines when the command fails.
+    Raises Stopped when a signal came, InputError when the command says so, RuntimeError with the last lines when it
+    fails otherwise.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = os.environ | environment | {"PATH": path}
@@ -62,6 +64,8 @@ def run_command(command: Sequence[str], folder: Path, log_file: Path, environmen
                 last.extend(_show_lines(written))
                 time.sleep(_LOOK_EVERY_S)
         last.extend(_show_lines(written))
+    if child.returncode == _EXIT_INPUT:
+        raise InputError(f"{' '.join(command)}: {last[-1].strip() if last else 'the input is wrong'}")
     if child.returncode:
         shown = "".join(last)
         raise RuntimeError(
