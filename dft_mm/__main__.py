@@ -316,7 +316,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_backend(verb)
     verb = add(
-        "sample", sample, "sample answers to questions and keep the correct ones to learn from, or go on where it stopped",
+        "sample", sample, "sample answers to questions and keep the correct ones to learn from, or go on with that",
         "dft-mm sample RECIPE.yaml --questions questions.jsonl --n 4 --cap 2 --pairs --out runs/sampled",
     )  # fmt: skip
     add_recipe(verb)

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 import yaml
 from PIL import Image
-from started import ended, started, until
+from started import started, until
 
 from dft_mm.__main__ import main, parser
 from dft_mm.config import load_recipe
@@ -297,6 +298,15 @@ def test_pictures_travel_to_what_is_learned(sampled, pictured, out, tmp_path):
     assert prepared(tmp_path, source | {"format": "auto"})[1] == texts
 
 
+@pytest.fixture
+def one_thread():
+    """As the processes of `started` have it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def command(folder, out, model, questions, *words):
     """Sampling from a real model, in batches of three answers."""
     recipe = make_recipe(folder, model)
@@ -306,23 +316,22 @@ def command(folder, out, model, questions, *words):
     ]  # fmt: skip
 
 
-def test_killed_and_gone_on_with_the_end_is_the_same(tmp_path):
+def test_killed_and_gone_on_with_the_end_is_the_same(tmp_path, capsys, one_thread):
     """A built-in model, really asked."""
     questions = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(1, 5)]
     words = ("--n", "3", "--max-tokens", "30", "--pairs", "--seed", "5")
 
-    def started_in(out):
-        return started(command(tmp_path, out, "builtin:tiny-lm", questions, *words), tmp_path / "log")
+    def words_for(out):
+        return [str(word) for word in command(tmp_path, out, "builtin:tiny-lm", questions, *words)]
 
     whole, out = tmp_path / "whole", tmp_path / "out"
-    with started_in(whole) as child:
-        assert ended(child) == 0
-    with started_in(out) as child:
+    assert main(words_for(whole)) == 0
+    with started(words_for(out), tmp_path / "log") as child:
         until(lambda: (out / "generations.jsonl").is_file() and (out / "generations.jsonl").stat().st_size, child)
     assert not (out / "stats.json").exists()
-    with started_in(out) as child:
-        assert ended(child) == 0
-    assert "of 12 answers were there already" in (tmp_path / "log").read_text()
+    capsys.readouterr()
+    assert main(words_for(out)) == 0
+    assert "of 12 answers were there already" in capsys.readouterr().err
     names = {"manifest.json", "generations.jsonl", "scores.jsonl", "correct.jsonl", "pairs.jsonl", "stats.json"}
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()} == names
     for name in names - {"stats.json"}:
