@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dft_mm.atomic import write_atomically
 from dft_mm.config import Recipe
+from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.evaluate.answering import Work, answering, score_lines, write_lines
 from dft_mm.evaluate.benchmark import BenchmarkConfig, Prompt
@@ -117,6 +118,11 @@ def verify(answers: Sequence[Answer]) -> list[Grade]:
 
 def _source(out: Path, prompt: Prompt, questions: Sequence[Question]) -> dict[str, str]:
     """The entry of `data.train` that learns from correct.jsonl with the system turn that the model was asked with."""
+    if prompt.completion or prompt.user != "{question}":
+        log.warning(
+            "training asks %s by the chat template and without the other words of --prompt; see `prompts` of a source",
+            out / "correct.jsonl",
+        )
     pictured = [question for question in questions if question.images]
     return {
         "path": str(out / "correct.jsonl"),

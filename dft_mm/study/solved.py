@@ -86,13 +86,7 @@ def statistics(solved: Sequence[Solved], kept: int) -> dict[str, Any]:
         "pass_rate": rates,
         # Questions by how many of their answers are correct, from none to all.
         "histogram": [sum(each.correct == count for each in scored) for count in range(samples + 1)],
-        "bands": {
-            **{
-                band: [id_ for id_, rate in rates.items() if rate is not None and fits(rate)]
-                for band, fits in BANDS.items()
-            },
-            "not_scored": [id_ for id_, rate in rates.items() if rate is None],
-        },
+        "bands": bands(rates),
     }
 
 

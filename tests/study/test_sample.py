@@ -272,6 +272,14 @@ def test_what_is_kept_can_be_learned_from_under_the_prompt_it_was_sampled_with(s
     assert prepared(tmp_path, source | {"format": "auto"})[1] == texts
 
 
+def test_words_of_a_prompt_that_training_would_not_say_are_warned_of(sampled, out, capsys):
+    assert sampled(GOLDS, ANSWERS, "--prompt", "qwen_math_user") == 0
+    assert "without the other words of --prompt" in capsys.readouterr().err
+    assert "system" not in stats_of(out)["source"]
+    assert "reason step by step" in lines(out / "generations.jsonl")[0]["prompt"]
+    assert lines(out / "correct.jsonl")[0]["problem"] == "Question a?"
+
+
 @pytest.fixture
 def pictured(tmp_path):
     (tmp_path / "pictures").mkdir()
