@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dft_mm import __version__
 from dft_mm.atomic import is_full
@@ -108,13 +108,40 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise InputError("eval needs --out DIR, the folder of the results")
     results = evaluate(
-        suite, arguments.model, arguments.out, arguments.backend, arguments.replay, arguments.dtype,
-        arguments.batch_size, tensor_parallel=arguments.tensor_parallel, url=arguments.url,
-        served_model=arguments.served_model, key_env=arguments.key_env, concurrency=arguments.concurrency,
-        request_timeout=arguments.request_timeout, retries=arguments.retries, unsafe_exec=arguments.unsafe_exec,
-    )  # fmt: skip
+        suite, arguments.model, arguments.out, unsafe_exec=arguments.unsafe_exec, **_backend_options(arguments)
+    )
     if results:  # rank 0
         print((arguments.out / "results.md").read_text(encoding="utf-8"))
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    from dft_mm.config import load_recipe
+    from dft_mm.dist import setup_logging
+    from dft_mm.study.sample import make_sampling, sample, to_text
+
+    setup_logging()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    sampling = make_sampling(
+        temperature=arguments.temperature, top_p=arguments.top_p, max_tokens=arguments.max_tokens, samples=arguments.n,
+        seed=recipe.seed if arguments.seed is None else arguments.seed,
+    )  # fmt: skip
+    stats = sample(
+        recipe, arguments.questions, arguments.out, sampling, cap=arguments.cap, pairs=arguments.pairs,
+        model=arguments.model, images=arguments.images, prompt=arguments.prompt, **_backend_options(arguments),
+    )  # fmt: skip
+    if stats:  # rank 0
+        print(to_text(stats))
+
+
+def _backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said about where answers come from."""
+    return {name: getattr(arguments, name) for name in _BACKEND_OPTIONS}
+
+
+_BACKEND_OPTIONS = (
+    "backend", "replay", "dtype", "batch_size", "tensor_parallel", "url", "served_model", "key_env", "concurrency",
+    "request_timeout", "retries",
+)  # fmt: skip
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -237,6 +264,29 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("recipe", type=Path, help="recipe file (YAML)")
         verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
 
+    def add_backend(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("--backend", help="hf (default), vllm, openai or replay")
+        verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
+        verb.add_argument("--dtype", help="hf, vllm: auto (bfloat16, on a CPU float32), float32, bfloat16 or float16")
+        verb.add_argument(
+            "--batch-size", type=_positive, help="hf, vllm: answers generated together (default: 16 and 512)"
+        )
+        verb.add_argument("--tensor-parallel", type=_positive, metavar="N", help="vllm: GPUs that share the model")
+        verb.add_argument(
+            "--url", metavar="http://HOST:PORT/v1", help="OpenAI-compatible server; implies --backend openai"
+        )
+        verb.add_argument(
+            "--served-model", metavar="NAME", help="openai: the model's name there (default: that of --model)"
+        )
+        verb.add_argument(
+            "--key-env", metavar="VARIABLE", help="openai: environment variable with the key (default: OPENAI_API_KEY)"
+        )
+        verb.add_argument("--concurrency", type=_positive, help="openai: most requests at once (default: 16)")
+        verb.add_argument(
+            "--request-timeout", type=_seconds, metavar="S", help="openai: seconds to wait (default: 600)"
+        )
+        verb.add_argument("--retries", type=_count, help="openai: further attempts at an answer (default: 8)")
+
     verb = add(
         "train", train, "train a recipe, or go on where it stopped",
         "deepspeed --num_gpus 8 --module dft_mm train scripts/recipes/qwen2_5_vl_3b_wethink_dft.yaml optim.lr=1e-5",
@@ -292,25 +342,32 @@ def parser() -> argparse.ArgumentParser:
         "--write-config", type=Path, metavar="FILE.json",
         help="only write a configuration of VLMEvalKit's own runner, and print the command that takes it",
     )  # fmt: skip
-    verb.add_argument("--backend", help="hf (default), vllm, openai or replay")
-    verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
     verb.add_argument(
         "--unsafe-exec", action="store_true",
         help="where there is no sandbox, run programs that the model wrote with your files and your network",
     )  # fmt: skip
-    verb.add_argument("--dtype", help="hf, vllm: auto (bfloat16, on a CPU float32), float32, bfloat16 or float16")
-    verb.add_argument("--batch-size", type=_positive, help="hf, vllm: answers generated together (default: 16 and 512)")
-    verb.add_argument("--tensor-parallel", type=_positive, metavar="N", help="vllm: GPUs that share the model")
-    verb.add_argument("--url", metavar="http://HOST:PORT/v1", help="OpenAI-compatible server; implies --backend openai")
+    add_backend(verb)
+    verb = add(
+        "sample", sample, "sample answers to questions and keep the correct ones to learn from, or go on with that",
+        "dft-mm sample RECIPE.yaml --questions questions.jsonl --n 4 --cap 2 --pairs --out runs/sampled",
+    )  # fmt: skip
+    add_recipe(verb)
     verb.add_argument(
-        "--served-model", metavar="NAME", help="openai: the model's name there (default: that of --model)"
-    )
-    verb.add_argument(
-        "--key-env", metavar="VARIABLE", help="openai: environment variable with the key (default: OPENAI_API_KEY)"
-    )
-    verb.add_argument("--concurrency", type=_positive, help="openai: most requests at once (default: 16)")
-    verb.add_argument("--request-timeout", type=_seconds, metavar="S", help="openai: seconds to wait (default: 600)")
-    verb.add_argument("--retries", type=_count, help="openai: further attempts at an answer (default: 8)")
+        "--questions", type=Path, required=True, metavar="FILE",
+        help="JSONL with problem, answer, and optionally id and images or image",
+    )  # fmt: skip
+    verb.add_argument("--out", type=Path, required=True, help="folder of correct.jsonl, pairs.jsonl and stats.json")
+    verb.add_argument("--n", type=_positive, default=4, help="answers to each question (default: 4)")
+    verb.add_argument("--cap", type=_positive, help="most correct answers kept, and most pairs, of one question")
+    verb.add_argument("--pairs", action="store_true", help="also write pairs of a correct and a wrong answer, for DPO")
+    verb.add_argument("--model", help="Hugging Face folder to ask (default: the recipe's model.path)")
+    verb.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: that of FILE)")
+    verb.add_argument("--prompt", help="file, or a name in eval/prompts (default: qwen_math_cot)")
+    verb.add_argument("--temperature", type=float, default=1.0, help="default: 1; 0 takes the likeliest token")
+    verb.add_argument("--top-p", type=float, default=1.0, help="default: 1")
+    verb.add_argument("--max-tokens", type=int, default=2048, help="longest answer, in tokens (default: 2048)")
+    verb.add_argument("--seed", type=int, help="default: the recipe's")
+    add_backend(verb)
     verb = add(
         "compare", compare, "train arms that differ in one thing and say which is better, or compare two results",
         "dft-mm compare scripts/recipes/qwen2_5_vl_3b_wethink_dft.yaml --suite multimodal --vary loss.name=sft,dft "

@@ -61,5 +61,5 @@ def make(name: str | None, options: BackendOptions, ranks: int) -> Backend:
         takers = ", ".join(other for other, each in BACKENDS.items() if option in each.takes)
         raise InputError(f"--{option.replace('_', '-')} is for the backend {takers}, not for {name}")
     if ranks > 1 and not entry.shared:
-        raise InputError(f"--backend {name} works in one process: start it without the launcher, `dft-mm eval …`")
+        raise InputError(f"--backend {name} works in one process: start it without the launcher")
     return entry.make(options)
