@@ -44,7 +44,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_with_a_note(tmp_pat
     os.waitpid(pid, 0)
     assert (tmp_path / lock.NAME).exists()
     with held(tmp_path):
-        assert f"taking over from another run that is gone (process {pid} on" in caplog.text
+        assert f"an earlier run did not end of itself (process {pid} on" in caplog.text
         assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
     assert not (tmp_path / lock.NAME).exists()
 

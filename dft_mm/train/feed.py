@@ -21,6 +21,7 @@ from dft_mm.data.plan import Load, Mixture, Plan, heldout_micro_batches
 from dft_mm.data.preparing.manifest import still_holds, summary
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
+from dft_mm.dist import log
 from dft_mm.model.load import Processing
 from dft_mm.signals import ignore_stop_signals
 
@@ -77,6 +78,7 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
     policies = [losses.index(source.loss or recipe.loss) for source in recipe.data.train]
     train = Dataset(folder, "train", images, policies)
     heldout = Dataset(folder, "heldout", images)
+    _tell_missing_pictures(recipe, train)
     plan = Plan(
         Mixture(train.sources, [source.weight for source in recipe.data.train], recipe.seed),
         Load(train.lengths, train.patches * processing.family.patch_cost),
@@ -93,6 +95,18 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
     return RunData(
         train, measured, plan, collate, losses, manifest["end_id"], summary(manifest), manifest["fingerprint"]
     )
+
+
+def _tell_missing_pictures(recipe: Recipe, train: Dataset) -> None:
+    """Of a source whose pictures have a folder and are in no row: a column by another name would be passed over."""
+    for number, source in enumerate(recipe.data.train):
+        own = train.sources == number
+        if source.images and own.any() and not train.patches[own].any():
+            log.warning(
+                "%s: none of its %d rows has a picture, though `images` is given; is their column called image, images "
+                "or image_path? Other names: format: columns (see README, Data)",
+                source.path, int(own.sum()),
+            )  # fmt: skip
 
 
 def losses_of(recipe: Recipe) -> tuple[LossConfig, ...]:

@@ -18,6 +18,7 @@ from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
 from dft_mm.signals import StopRequests
 from dft_mm.train.run_folder import State, read_status, write_status
+from dft_mm.train.verify import steps
 from dft_mm.train.watch import Watch
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Run:
 
     def __init__(self, folder: Path, requests: StopRequests, hang_s: float) -> None:
         self.folder, self.requests = folder, requests
-        self.step = 0
+        self.step = max(steps(folder / "checkpoints"), default=0)
         """The last step done."""
         self.doing: int | None = None
         """The step under way."""

@@ -83,11 +83,21 @@ def train(
             }
             if recipe.model.lora:
                 identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
-            log.info("%s: %s; %d steps", recipe.name, data.summary, data.plan.steps)
+            log.info("%s: %s; %s", recipe.name, data.summary, _length(recipe, data.plan.steps))
             run.step = _resume(engine, folder, identity)
             _run_steps(engine, recipe, data, identity, run, stop_after, debug)
             export_live(module, recipe, processing, folder / "export", run.step, data.end_id)
         log.info("%s: finished after %d steps; its result is in %s", recipe.name, run.step, folder / "export")
+
+
+def _length(recipe: Recipe, steps: int) -> str:
+    """How long the run is, and by which setting."""
+    most = recipe.train.max_steps
+    epochs = f"train.epochs {recipe.train.epochs}"
+    if most is None or steps < most:
+        beyond = "" if most is None else f", which come before train.max_steps {most}"
+        return f"{steps} steps ({epochs}{beyond})"
+    return f"{steps} steps (train.max_steps; {epochs})"
 
 
 def _check_shared(folder: Path) -> None:

@@ -92,7 +92,7 @@ def _wrong_file(path: Path, entry: dict[str, Any], hashed: bool) -> str | None:
     try:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                return f"{name} does not have its sha256"
+                return f"{name} was changed: its sha256 is not that of the manifest"
     except OSError as error:
         return f"{name} cannot be read: {error}"
     return None
@@ -108,7 +108,8 @@ def newest_whole(folder: Path) -> Path | None:
         problem = verify_together(checkpoint)
         if problem is None:
             return checkpoint
-        dist.log.warning("%s is damaged and not used: %s", checkpoint, problem)
+        if dist.is_main():
+            dist.log.warning("%s is damaged and not used: %s", checkpoint, problem)
     return None
 
 

@@ -146,7 +146,8 @@ def _by_columns(file: Path, first: Sequence[Fields]) -> Layout:
     rule, *others = fitting
     also = [other.format for other in others if (rule.format, other.format) not in _WITHIN]
     columns = dict.fromkeys(column for record in first for column in rule.columns if column in record)
-    why = f"{rule.format}: by its columns {', '.join(columns)}"
+    left = dict.fromkeys(column for record in first for column in record if column not in columns)
+    why = f"{rule.format}: by its columns {', '.join(columns)}" + (f"; not read: {', '.join(left)}" if left else "")
     if rule.format == "question_answer" and (place := place_of(first[0])):
         why += f", with the pictures at {place.picture}"
     if rule.format == "question_answer" and any(isinstance(record.get("answer"), int) for record in first):
