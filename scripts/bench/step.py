@@ -25,11 +25,11 @@ import transformers
 
 from dft_mm import dist
 from dft_mm.errors import InputError
+from dft_mm.study.work import peak, step_operations
 from scripts.bench.measure import Found, Row, Target, machine, report, result_file, table
 from scripts.bench.step_contestants import ALONE, CONTESTANTS, OURS, PLAIN, TRL
 from scripts.bench.step_setup import QWEN_1_5B, QWEN_VL_3B, Setting, Setup, set_up
 from scripts.bench.watch import Watch
-from scripts.bench.work import peak, step_operations
 
 VISION, TEXT = "Qwen2.5-VL-3B, vision frozen", "Qwen2.5-1.5B, text"
 GPU = [
