@@ -7,10 +7,11 @@ attention kernels.
 """
 
 import os
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,39 +93,30 @@ class Event:
     begins: bool
     backward: bool
     peak: int
-    """Most bytes held since the event before."""
+    """Most bytes held since the event before: activations, gradients on their way to their bucket, inputs,"""
+    head: int
+    """and of these, those that the loss head made."""
 
 
-@dataclass
-class Rehearsal:
-    """What one micro-batch held."""
-
-    events: list[Event] = field(default_factory=list)
-    peak: int = 0
-    """Bytes: activations, gradients on their way to their bucket, inputs, and what the loss head needs."""
-    head: int = 0
-    """Of these, those that the loss head made, at the moment of the peak."""
-
-
-def rehearse(module: Trainable, batch: Batch, objective: Objective) -> Rehearsal:
+def rehearse(module: Trainable, batch: Batch, objective: Objective) -> list[Event]:
     """Run a micro-batch through a skeleton; nothing of it is left afterwards."""
     os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # it would look at content; training sets it too
-    found = Rehearsal()
+    events: list[Event] = []
     ledger = _Ledger()
     ledger.ignore(tensor for tensor in [*module.parameters(), *module.buffers()])
     names = {each: number for number, each in enumerate(module.modules())}
     meta = _to_meta(batch)
 
     def note(each: nn.Module, begins: bool, backward: bool) -> None:
-        found.events.append(Event(names[each], begins, backward, ledger.take_peak()))
+        events.append(Event(names[each], begins, backward, *ledger.take_peak()))
 
-    with _hooks(module, note), ledger:
+    with _hooks(module, note), warnings.catch_warnings(), ledger:
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")  # of embeddings: as it should be
         loss = module(meta.rows, meta.targets, objective, meta.policy, meta.sequences, **meta.model_inputs)[0]
         (loss * 1.0).backward()
         del loss
-    found.events.append(Event(0, begins=False, backward=True, peak=ledger.take_peak()))
-    found.peak, found.head = ledger.peak, ledger.head_at_peak
-    return found
+    events.append(Event(0, False, True, *ledger.take_peak()))
+    return events
 
 
 def _to_meta(batch: Batch) -> Batch:
@@ -168,8 +160,8 @@ class _Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.head_at_peak = 0
-        self._since = self._head = 0
+        self._live = self._head = 0
+        self._peak = (0, 0)
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ignored: list[Any] = []
 
@@ -179,9 +171,9 @@ class _Ledger(TorchDispatchMode):
         for storage in self._ignored:
             self._known.add(storage)
 
-    def take_peak(self) -> int:
-        """Most bytes held since the last call."""
-        peak, self._since = max(self._since, self.live), self.live
+    def take_peak(self) -> tuple[int, int]:
+        """Most bytes held since the last call, and those of the head among them."""
+        peak, self._peak = self._peak, (self._live, self._head)
         return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -199,14 +191,12 @@ class _Ledger(TorchDispatchMode):
         self._known.add(storage)
         size, in_head = storage.nbytes(), _Head.running
         weakref.finalize(storage, self._gone, size, in_head)
-        self.live += size
+        self._live += size
         self._head += size * in_head
-        self._since = max(self._since, self.live)
-        if self.live > self.peak:
-            self.peak, self.head_at_peak = self.live, self._head
+        self._peak = max(self._peak, (self._live, self._head))
 
     def _gone(self, size: int, in_head: bool) -> None:
-        self.live -= size
+        self._live -= size
         self._head -= size * in_head
 
 
