@@ -187,9 +187,7 @@ def _check_fit(lengths: np.ndarray, micro_tokens: int) -> None:
         )
 
 
-def _arrange(
-    indices: np.ndarray, load: Load, world_size: int, micro_tokens: int, pack: bool
-) -> list[list[np.ndarray]]:
+def _arrange(indices: np.ndarray, load: Load, world_size: int, micro_tokens: int, pack: bool) -> list[list[np.ndarray]]:
     """[rank][micro-batch] → indices. Ranks wait for each other in every micro-batch, so each round is of like cost,
     and the costliest comes first: what does not fit a device's memory then fails in the first moment.
     """
@@ -293,9 +291,7 @@ def _group_padded(indices: np.ndarray, load: Load, world_size: int, micro_tokens
             low = middle + 1
     groups = np.split(ordered, _cuts(sizes, low)[1:])
     while len(groups) < count:
-        widest = max(
-            range(len(groups)), key=lambda n: _cost(groups[n], load, _padded) if len(groups[n]) > 1 else 0
-        )
+        widest = max(range(len(groups)), key=lambda n: _cost(groups[n], load, _padded) if len(groups[n]) > 1 else 0)
         half = math.ceil(len(groups[widest]) / 2)
         groups[widest : widest + 1] = [groups[widest][:half], groups[widest][half:]]
     return groups

@@ -185,7 +185,10 @@ def _gathered(shapes: Shapes, events: Sequence[Event], number: dict[str, int], w
             held |= set(own)
             while queue and queue[0][0] <= step:
                 queue.popleft()
-            room, fetching = min(number["stage3_max_live_parameters"] - count(), number["stage3_prefetch_bucket_size"]), []
+            room, fetching = (
+                min(number["stage3_max_live_parameters"] - count(), number["stage3_prefetch_bucket_size"]),
+                [],
+            )
             while queue and sum(map(whole.__getitem__, fetching)) < room:
                 at, p = queue.popleft()
                 skipped[p] = at

@@ -17,12 +17,12 @@ from dft_mm.data.patches import blank_patches
 from dft_mm.data.plan import Plan
 from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
-from dft_mm.model.load import Processing, load_processing
+from dft_mm.model.load import load_processing
 from dft_mm.study.memory import Shapes, per_rank, shapes_of
 from dft_mm.study.rehearsal import Event, rehearse, skeleton
 from dft_mm.study.work import PEAKS, Shape, step_operations
 from dft_mm.train.engine import deepspeed_config
-from dft_mm.train.feed import RunData, image_settings, load_data
+from dft_mm.train.feed import RunData, load_data
 
 GIB = 2**30
 NODE = 8
@@ -281,9 +281,7 @@ class _Study:
             "operations_per_step": operations,
             "step_s": seconds[self._gpus],
             "run_s": seconds[self._gpus] * data.plan.steps,
-            "scaling": [
-                {"gpus": n, "step_s": seconds[n], "efficiency": one / (n * seconds[n])} for n in _powers()
-            ],
+            "scaling": [{"gpus": n, "step_s": seconds[n], "efficiency": one / (n * seconds[n])} for n in _powers()],
         }
 
     def _step_s(self, setting: Setting, shapes: Shapes, data: RunData, operations: float, gpus: int) -> float:

@@ -122,9 +122,7 @@ def rehearse(module: Trainable, batch: Batch, objective: Objective) -> list[Even
 def _to_meta(batch: Batch) -> Batch:
     """The batch without content, but for what says where segments begin, which attention on a CPU reads."""
     meta = batch.to(torch.device("meta"))
-    layout = {
-        name: batch.vision_layout[name] if "cu_" in name else value for name, value in meta.vision_layout.items()
-    }
+    layout = {name: batch.vision_layout[name] if "cu_" in name else value for name, value in meta.vision_layout.items()}
     return Batch(**vars(meta) | {"cu_seqlens": batch.cu_seqlens, "vision_layout": layout})
 
 
@@ -177,7 +175,11 @@ class _Ledger(TorchDispatchMode):
         return peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled():
+        if (
+            func is torch.ops.aten.add.Tensor
+            and torch._C._current_graph_task_id() != -1
+            and not torch.is_grad_enabled()
+        ):
             func = torch.ops.aten.add_.Tensor  # autograd adds gradients up in place where no mode looks on
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):

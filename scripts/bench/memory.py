@@ -3,14 +3,15 @@
     python -m scripts.bench.memory                     # on an idle machine: a few minutes
     python -m scripts.bench.memory text-3 --out memory.json
 
-Each case trains a model of some 70 million parameters for three steps through DeepSpeed's launcher and records every
-allocation of torch's CPU allocator, by its profiler; compared is the most that was held in the last step, by when AdamW
-has its states and ZeRO-3 knows the order of modules. What no allocator of torch sees (Python, mapped files, shared
-memory of collectives) is left out on both sides. Buckets are small, so that they do not hide the rest.
+Each case trains a model of some 70 million parameters for two steps through DeepSpeed's launcher. Measured is what the
+kernel knows: the most resident memory of a rank in the last step, by when AdamW has its states and ZeRO-3 knows the
+order of modules, less what was resident before the model was built, and less mapped files and shared memory. (torch's
+profiler records allocations by thread and misses what the threads of collectives free.) malloc hands back at once what
+is freed. Buckets are small, so that they do not hide the rest.
 """
 
 import argparse
-import itertools
+import gc
 import json
 import os
 import subprocess
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from dft_mm import dist
 from dft_mm.config import Recipe
@@ -36,7 +36,7 @@ from dft_mm.train.loop import build_module
 from dft_mm.train.step import train_step
 from scripts.bench.step_setup import QWEN_1_5B, QWEN_VL_3B, REPO, Setting, write_model, write_rows
 
-RANKS, STEPS = 2, 3
+RANKS, STEPS = 2, 2
 _TEXT = {
     "hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 12, "num_attention_heads": 5,
     "num_key_value_heads": 1,
@@ -73,7 +73,7 @@ CASES = {
 
 def recipe_of(case: Case, folder: Path) -> Recipe:
     """Rows, model and DeepSpeed config below `folder`, where they are not there yet."""
-    setting = Setting("memory", case.kind, _config(case.kind), "float32", list(case.freeze), 1024, 2048, 16, shrink=2)
+    setting = Setting("memory", case.kind, _config(case.kind), "float32", list(case.freeze), 1024, 2048, 8, shrink=2)
     if not (folder / "model").is_dir():
         write_rows(folder / "data", setting)
         write_model(folder / "model", setting, torch.device("cpu"))
@@ -88,10 +88,10 @@ def recipe_of(case: Case, folder: Path) -> Recipe:
                 "gradient_checkpointing": case.checkpointing,
             },
             "data": {
-                "train": [{"path": str(folder / "data/rows.jsonl"), "format": "messages", "limit": STEPS * 16}],
+                "train": [{"path": str(folder / "data/rows.jsonl"), "format": "messages", "limit": STEPS * 8}],
                 "max_length": 1024, "workers": 0,
             },
-            "optim": {"batch_size": 16}, "train": {"micro_tokens": 2048},
+            "optim": {"batch_size": 8}, "train": {"micro_tokens": 2048},
         }
     )  # fmt: skip
 
@@ -121,33 +121,37 @@ def work(case: Case, folder: Path) -> None:
     config = deepspeed_config(recipe)
     processing = load_processing(recipe.model.path)
     data = load_data(recipe, processing)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
-        module = build_module(recipe, processing.family, config)
-        module.core.lm_head.checked = True
-        engine = build_engine(module, processing.family, recipe, config)
-        for step in range(1, STEPS + 1):
-            batches = [data.collate([data.train[int(i)] for i in g]) for g in data.plan.micro_batches(step)[dist.rank()]]
-            tokens = int(data.train.supervised[data.plan.examples(step)].sum())
-            with record_function(f"step {step}"):
-                train_step(engine, batches, len(batches), tokens, Objective(data.losses, step), data.end_id)
-    events = sorted(record.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    begin = next(event.start_ns() for event in events if event.name() == f"step {STEPS}")
-    live, before, most = 0, 0, 0
-    for event in events:
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            before = live if event.start_ns() < begin else before
-            most = max(most, live) if event.start_ns() >= begin else most
-    (folder / f"rank{dist.rank()}.json").write_text(json.dumps({"before": before, "peak": most}))
+    start = _resident()
+    module = build_module(recipe, processing.family, config)
+    module.core.lm_head.checked = True
+    engine = build_engine(module, processing.family, recipe, config)
+    lasting = 0
+    for step in range(1, STEPS + 1):
+        groups = data.plan.micro_batches(step)[dist.rank()]
+        batches = [data.collate([data.train[int(index)] for index in group]) for group in groups]
+        tokens = int(data.train.supervised[data.plan.examples(step)].sum())
+        gc.collect()
+        lasting = _resident()["RssAnon"] - start["RssAnon"]
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+        train_step(engine, batches, len(batches), tokens, Objective(data.losses, step), data.end_id)
+    end = _resident()
+    peak = end["VmHWM"] - end["RssFile"] - end["RssShmem"] - start["RssAnon"]
+    (folder / f"rank{dist.rank()}.json").write_text(json.dumps({"lasting": lasting, "peak": peak}))
+
+
+def _resident() -> dict[str, int]:
+    """Bytes: VmHWM, RssAnon, RssFile, RssShmem."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {key: 1024 * int(value.split()[0]) for key, value in lines.items() if key.startswith(("VmHWM", "Rss"))}
 
 
 def measured(case: Case, name: str, folder: Path) -> dict[str, int]:
     launcher = str(Path(sys.executable).parent / "deepspeed")
     port = str(29600 + os.getpid() % 300)
     command = [launcher, "--num_gpus", str(RANKS), "--master_port", port, "--module", "scripts.bench.memory"]
+    environment = os.environ | CPU_ENVIRONMENT | {"PYTHONPATH": str(REPO), "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [*command, name, "--rank-of", str(folder)], cwd=REPO, env=os.environ | CPU_ENVIRONMENT | {"PYTHONPATH": str(REPO)},
-        capture_output=True, text=True, check=False,
+        [*command, name, "--rank-of", str(folder)], cwd=REPO, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-3000:]}")
@@ -175,7 +179,7 @@ def main() -> None:
         total = sum(parts.values())
         lasting = sum(parts[kind] for kind in ("parameters", "gradients", "optimizer"))
         off = total / seen["peak"] - 1
-        mib = [number / 2**20 for number in (seen["peak"], total, seen["before"], lasting)]
+        mib = [number / 2**20 for number in (seen["peak"], total, seen["lasting"], lasting)]
         print(f"{name:<17}{mib[0]:>14.1f}{mib[1]:>11.1f}{off:>8.1%}{mib[2]:>10.1f}{mib[3]:>11.1f}", flush=True)
         rows.append({"case": name, "measured": seen, "predicted": parts, "off": off})
     if args.out:
