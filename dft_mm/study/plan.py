@@ -42,7 +42,7 @@ class Device:
     """and to other nodes."""
 
 
-# Memory: "total capacity" in torch's own out-of-memory messages. Operations: the makers' data sheets, as PEAKS has them.
+# Memory: "total capacity" in torch's own out-of-memory messages. Operations: the makers' data sheets, as in PEAKS.
 DEVICES = {
     # NVIDIA H100 SXM data sheet: NVLink 900 GB/s both ways; DGX H100 data sheet: 400 Gb/s InfiniBand a GPU.
     "H100": Device(79.1, PEAKS["H100"] / 1e12, 450, 50),
@@ -214,9 +214,9 @@ class _Study:
             if getattr(setting, name) != getattr(own, name)
         ]
 
-    def found(self, setting: Setting, gpus: int, recipe: Recipe | None = None) -> Found:
-        """Memory of a setting on so many ranks."""
-        shapes, events = self._rehearsed(setting.micro_tokens, setting.gradient_checkpointing, recipe or self._recipe)
+    def found(self, setting: Setting, gpus: int, adapters: bool = False) -> Found:
+        """Memory of a setting on so many ranks; with `adapters`, of the suggested ones."""
+        shapes, events = self._rehearsed(setting.micro_tokens, setting.gradient_checkpointing, adapters)
         zero = deepspeed_config(self._recipe.model_copy(update={"deepspeed": setting.deepspeed}))
         parts, host = per_rank(shapes, events, zero.get("zero_optimization", {}), gpus)
         parts["framework"] = round(ASSUMED["framework_gib"] * GIB)
@@ -224,12 +224,14 @@ class _Study:
         return Found(parts, host, parts["total"] <= ASSUMED["usable"] * self._device.memory_gib * GIB)
 
     def shapes(self, setting: Setting) -> Shapes:
-        return self._rehearsed(setting.micro_tokens, setting.gradient_checkpointing, self._recipe)[0]
+        return self._rehearsed(setting.micro_tokens, setting.gradient_checkpointing, False)[0]
 
-    def _rehearse(self, micro_tokens: int, checkpointing: bool, recipe: Recipe) -> tuple[Shapes, list[Event]]:
-        recipe = recipe.model_copy(
-            update={"model": recipe.model.model_copy(update={"gradient_checkpointing": checkpointing})}
-        )
+    def _rehearse(self, micro_tokens: int, checkpointing: bool, adapters: bool) -> tuple[Shapes, list[Event]]:
+        changed: dict[str, Any] = {"gradient_checkpointing": checkpointing}
+        if adapters:
+            freeze = [part for part in self._recipe.model.freeze if part not in _SUGGESTED.parts]
+            changed |= {"lora": _SUGGESTED, "freeze": freeze}
+        recipe = self._recipe.model_copy(update={"model": self._recipe.model.model_copy(update=changed)})
         data = self.data(micro_tokens)
         module = skeleton(recipe, self._processing)
         events = rehearse(module, heaviest(data), Objective(data.losses, data.plan.steps))
@@ -241,7 +243,7 @@ class _Study:
         return load_data(recipe, self._processing, self._gpus)
 
     def smallest(self) -> int | None:
-        """The fewest GPUs on which a candidate fits."""
+        """The fewest GPUs on which a candidate fits, with micro-batches as they are on those that were asked for."""
         settings = list(self.candidates())
 
         def fits(gpus: int) -> bool:
@@ -259,11 +261,8 @@ class _Study:
         """Whether adapters would fit, which is another run and therefore nobody's choice but the user's."""
         if self._recipe.model.lora:
             return ""
-        freeze = [part for part in self._recipe.model.freeze if part not in _SUGGESTED.parts]
-        model = self._recipe.model.model_copy(update={"lora": _SUGGESTED, "freeze": freeze})
-        recipe = self._recipe.model_copy(update={"model": model})
         for setting in self.candidates():
-            if self.found(setting, self._gpus, recipe).fits:
+            if self.found(setting, self._gpus, adapters=True).fits:
                 more = " ".join(self.changes(setting))
                 return f"adapters would fit: 'model.lora={{rank: {_SUGGESTED.rank}}}'" + (f" {more}" if more else "")
         return ""

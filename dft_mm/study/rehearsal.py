@@ -1,9 +1,9 @@
 """One micro-batch's forward and backward pass on shapes alone: what a rank would hold, event by event.
 
-The recipe's own module runs on the meta device, where tensors have shapes and no content. Each storage that an operation
-makes is counted until it is gone, as an allocator would, so what is measured is this code and not a formula of it. What
-cannot run without content has a stand-in that makes tensors of the same sizes: the loss head with its tiles, and on GPUs
-attention kernels.
+The recipe's own module runs on the meta device, where tensors have shapes and no content. Each storage that an
+operation makes is counted until it is gone, as an allocator would, so what is measured is this code and not a formula
+of it. What cannot run without content has a stand-in that makes tensors of the same sizes: the loss head with its
+tiles, and on GPUs attention kernels.
 """
 
 import os

@@ -151,7 +151,8 @@ def measured(case: Case, name: str, folder: Path) -> dict[str, int]:
     command = [launcher, "--num_gpus", str(RANKS), "--master_port", port, "--module", "scripts.bench.memory"]
     environment = os.environ | CPU_ENVIRONMENT | {"PYTHONPATH": str(REPO), "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [*command, name, "--rank-of", str(folder)], cwd=REPO, env=environment, capture_output=True, text=True, check=False,
+        [*command, name, "--rank-of", str(folder)], cwd=REPO, env=environment, capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-3000:]}")
