@@ -7,7 +7,7 @@ All learn the same rows in the same steps: texts and pictures of the sizes of re
 any data is. Ours plans and packs; the peers take rows as they come, so many a micro-batch, padded to the longest. Each
 contestant is built, makes some steps and is taken apart, in turns.
 
-MFU is the share of the device's dense bfloat16 peak that the operations of `dft_mm.study.work` take, for real tokens only.
+MFU is the share of the peak (dense, bfloat16) that the operations of `dft_mm.study.work` take, for real tokens only.
 `waits` are the times in a step that the host waits for the device: torch's own record on CUDA, elsewhere the operators
 that would have to. `no data` is the share of the time in which the step had no micro-batch to work on.
 """
