@@ -197,6 +197,17 @@ def doctor(arguments: argparse.Namespace) -> int:
     return EXIT_DONE if report["ok"] else EXIT_BUG
 
 
+def plan(arguments: argparse.Namespace) -> None:
+    from dft_mm.config import load_recipe
+    from dft_mm.dist import setup_logging
+    from dft_mm.study.plan import plan, to_text
+
+    setup_logging()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    found = plan(recipe, arguments.gpus, arguments.device, arguments.recipe, arguments.overrides)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else to_text(found))
+
+
 def demo(arguments: argparse.Namespace) -> None:
     from dft_mm.dist import setup_logging
     from dft_mm.study.demo import demo
@@ -408,6 +419,17 @@ def parser() -> argparse.ArgumentParser:
         "dft-mm doctor",
     )  # fmt: skip
     verb.add_argument("--json", action="store_true", help="all findings as one JSON object")
+    verb = add(
+        "plan", plan, "predict steps, tokens, memory and time from shapes alone, and choose the setting that fits",
+        "dft-mm plan scripts/recipes/qwen2_5_vl_3b_wethink_dft.yaml --gpus 8 --device H100",
+    )  # fmt: skip
+    add_recipe(verb)
+    verb.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs, 1 to 1024 (default: 1)")
+    verb.add_argument(
+        "--device", default="H100",
+        help="H100 (default), H200, A100, 4090, or memory_gib=48,tflops=181,intra_gb_s=32,inter_gb_s=6",
+    )  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="everything as one JSON object")
     verb = add(
         "demo", demo, "the whole product in minutes on a CPU: data, SFT and DFT, scores, a page",
         "dft-mm demo --out runs/demo",

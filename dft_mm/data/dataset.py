@@ -41,7 +41,7 @@ class Dataset:
     ) -> None:  # fmt: skip
         self._arguments = folder, split, images, policies
         self._policies = policies
-        self._images = images
+        self.images = images
         self._folder = folder
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self._files = manifest["parts"]
@@ -101,7 +101,7 @@ class Dataset:
                 patches = self._patches(table, at, grids)
             except ImageError as error:
                 lost = str(error)
-                patches = torch.cat([blank_patches(tuple(grid), self._images) for grid in grids])
+                patches = torch.cat([blank_patches(tuple(grid), self.images) for grid in grids])
                 supervised = np.zeros_like(supervised)
         return Example(
             id=self.id(index),
@@ -121,11 +121,11 @@ class Dataset:
 
     def _patches(self, table: pa.Table, at: int, grids: list[list[int]]) -> torch.Tensor:
         """(P, 588) uint8; raises ImageError when a picture is no longer what it was when the data was prepared."""
-        assert self._images is not None
+        assert self.images is not None
         root, paths, hashes, limits = (
             table[name][at].as_py() for name in ("image_root", "images", "image_hashes", "limits")
         )
-        settings = [self._images.limited(*limit) for limit in limits]
+        settings = [self.images.limited(*limit) for limit in limits]
         pictures = []
         for path, expected, grid, of_picture in zip(paths, hashes, grids, settings):
             data = read_image(path, Path(root))

@@ -3,6 +3,7 @@
 The first depends on seed and step alone, the second only arranges: no number of ranks or micro-batches changes a step.
 """
 
+import copy
 import functools
 import heapq
 import math
@@ -132,11 +133,22 @@ class Plan:
         """
         return _arrange(self.examples(step), self._load, self._world_size, self._micro_tokens, self._pack)
 
+    def on(self, world_size: int) -> "Plan":
+        """The same steps, arranged for another number of ranks."""
+        other = copy.copy(self)
+        other._world_size = world_size
+        return other
+
+    def costs(self, ranks: Sequence[Sequence[np.ndarray]]) -> list[float]:
+        """Of each rank: positions computed, and pictures, in tokens."""
+        positions = _packed if self._pack else _padded
+        return [sum(_cost(group, self._load, positions) for group in groups) for groups in ranks]
+
     def shape(self, step: int) -> dict[str, float]:
         """`fill`: real tokens over positions computed in a step; `utilisation`: least over greatest rank cost."""
         positions = _packed if self._pack else _padded
         ranks = self.micro_batches(step)
-        costs = [sum(_cost(group, self._load, positions) for group in groups) for groups in ranks]
+        costs = self.costs(ranks)
         computed = sum(positions(self._load.tokens[group]) for groups in ranks for group in groups)
         real = int(self._load.tokens[self.examples(step)].sum())
         return {"fill": real / computed, "utilisation": min(costs) / max(costs)}
@@ -175,9 +187,7 @@ def _check_fit(lengths: np.ndarray, micro_tokens: int) -> None:
         )
 
 
-def _arrange(
-    indices: np.ndarray, load: Load, world_size: int, micro_tokens: int, pack: bool
-) -> list[list[np.ndarray]]:
+def _arrange(indices: np.ndarray, load: Load, world_size: int, micro_tokens: int, pack: bool) -> list[list[np.ndarray]]:
     """[rank][micro-batch] → indices. Ranks wait for each other in every micro-batch, so each round is of like cost,
     and the costliest comes first: what does not fit a device's memory then fails in the first moment.
     """
@@ -281,9 +291,7 @@ def _group_padded(indices: np.ndarray, load: Load, world_size: int, micro_tokens
             low = middle + 1
     groups = np.split(ordered, _cuts(sizes, low)[1:])
     while len(groups) < count:
-        widest = max(
-            range(len(groups)), key=lambda n: _cost(groups[n], load, _padded) if len(groups[n]) > 1 else 0
-        )
+        widest = max(range(len(groups)), key=lambda n: _cost(groups[n], load, _padded) if len(groups[n]) > 1 else 0)
         half = math.ceil(len(groups[widest]) / 2)
         groups[widest : widest + 1] = [groups[widest][:half], groups[widest][half:]]
     return groups

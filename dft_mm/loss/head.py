@@ -268,7 +268,7 @@ class _Tiling:
         self.h, self.targets = _even_rows(hidden, work, hidden.dtype if self.mixed else self.dtype)
         self.compares = work.objective.needs_reference
         self.ops = tile_functions(hidden.device, work.objective)
-        height, width = _tile(len(hidden), self.h, weight, self.mixed, learns, work.objective.by_sequence)
+        height, width = tile_shape(len(hidden), self.h, weight, self.mixed, learns, work.objective.by_sequence)
         self.blocks = list(_slices(len(self.h), height))
         self.columns = list(_slices(len(weight), width))
         self._buffers = [self.h.new_empty(height * width, dtype=self.dtype) for _ in range(1 + self.compares)]
@@ -419,7 +419,7 @@ def _rows_that_count(slope: Tensor, p: Tensor, budget: float) -> Tensor:
     return order[len(order) - count :].sort().values
 
 
-def _tile(
+def tile_shape(
     rows_of_all: int, h: Tensor, weight: Tensor, mixed: bool, weight_learns: bool, all_rows: bool
 ) -> tuple[int, int]:
     """Rows and columns of the tiles of the (M, V) logits."""

@@ -31,7 +31,8 @@ _ATTENTION = {
     ("eager", False): "eager",
 }
 # What a hub folder may hold that is needed here: never code, never pickled weights.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
+_HUB_FILES_BESIDE_WEIGHTS = ["*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+_HUB_FILES = [*_HUB_FILES_BESIDE_WEIGHTS, "*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ class Processing:
     """Side of a window of the vision tower's attention, in pixels; None for text models."""
 
 
-def resolve(path: str) -> Path:
-    """The local folder of `builtin:NAME`, of a local path, or of a hub id (fetched when it is not in the cache)."""
+def resolve(path: str, weights: bool = True) -> Path:
+    """The local folder of `builtin:NAME`, of a local path, or of a hub id (fetched when it is not in the cache, without
+    its weights where they are not wanted).
+    """
     if path.startswith(_BUILTIN):
         name = path.removeprefix(_BUILTIN)
         if name not in BUILTIN:
@@ -70,7 +73,7 @@ def resolve(path: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(path, allow_patterns=_HUB_FILES if weights else _HUB_FILES_BESIDE_WEIGHTS))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise InputError(
             f"model.path: {path!r} is no local folder and cannot be fetched from the hub: {error}"
@@ -90,9 +93,9 @@ def read_family(folder: Path) -> Family:
     return family
 
 
-def load_processing(path: str | Path) -> Processing:
-    """Tokenizer, chat template and image numbers, without the weights."""
-    folder = resolve(str(path))
+def load_processing(path: str | Path, weights: bool = True) -> Processing:
+    """Tokenizer, chat template and image numbers; of a hub id the weights are fetched along unless told otherwise."""
+    folder = resolve(str(path), weights)
     family = read_family(folder)
     # transformers makes an empty tokenizer of a folder without one, and says nothing.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):

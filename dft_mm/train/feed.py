@@ -69,8 +69,11 @@ def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
     return manifest
 
 
-def load_data(recipe: Recipe, processing: Processing) -> RunData:
-    """Prepared data of a run and the plan of its steps; rank 0 prepares, all ranks read."""
+def load_data(recipe: Recipe, processing: Processing, world_size: int | None = None) -> RunData:
+    """Prepared data of a run and the plan of its steps; rank 0 prepares, all ranks read.
+
+    `world_size`: the plan is for so many ranks; default: those that there are.
+    """
     manifest = dist.on_main(lambda: prepare_data(recipe, processing))
     images = image_settings(recipe, processing)
     folder = recipe.run_dir / "data"
@@ -84,7 +87,7 @@ def load_data(recipe: Recipe, processing: Processing) -> RunData:
         Load(train.lengths, train.patches * processing.family.patch_cost),
         batch_size=recipe.optim.batch_size,
         epochs=recipe.train.epochs,
-        world_size=dist.world_size(),
+        world_size=world_size or dist.world_size(),
         micro_tokens=recipe.train.micro_tokens,
         pack=recipe.data.pack,
         max_steps=recipe.train.max_steps,

@@ -7,7 +7,7 @@ All learn the same rows in the same steps: texts and pictures of the sizes of re
 any data is. Ours plans and packs; the peers take rows as they come, so many a micro-batch, padded to the longest. Each
 contestant is built, makes some steps and is taken apart, in turns.
 
-MFU is the share of the device's dense bfloat16 peak that the operations of `work.py` take, for real tokens only.
+MFU is the share of the peak (dense, bfloat16) that the operations of `dft_mm.study.work` take, for real tokens only.
 `waits` are the times in a step that the host waits for the device: torch's own record on CUDA, elsewhere the operators
 that would have to. `no data` is the share of the time in which the step had no micro-batch to work on.
 """
@@ -25,11 +25,11 @@ import transformers
 
 from dft_mm import dist
 from dft_mm.errors import InputError
+from dft_mm.study.work import peak, step_operations
 from scripts.bench.measure import Found, Row, Target, machine, report, result_file, table
 from scripts.bench.step_contestants import ALONE, CONTESTANTS, OURS, PLAIN, TRL
 from scripts.bench.step_setup import QWEN_1_5B, QWEN_VL_3B, Setting, Setup, set_up
 from scripts.bench.watch import Watch
-from scripts.bench.work import peak, step_operations
 
 VISION, TEXT = "Qwen2.5-VL-3B, vision frozen", "Qwen2.5-1.5B, text"
 GPU = [

@@ -21,9 +21,9 @@ from dft_mm.data.images import ImageSettings
 from dft_mm.model.builtin import builtin_folder
 from dft_mm.model.freeze import freeze
 from dft_mm.model.load import Processing, load_processing, read_family
+from dft_mm.study.work import Shape
 from dft_mm.train.feed import RunData, image_settings, load_data
 from scripts.bench.measure import REPO
-from scripts.bench.work import Shape
 
 ROW_SHAPES = Path(__file__).parent / "row_shapes.json"
 """Kind of rows → [tokens of the question without its pictures, tokens of the answer, [rows, columns] of patches of each

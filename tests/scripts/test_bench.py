@@ -16,8 +16,9 @@ from dft_mm.data.images import ImageSettings
 from dft_mm.data.plan import Load
 from dft_mm.families import family_of
 from dft_mm.model.builtin import IMAGE_PROCESSOR
+from dft_mm.study import work
 from dft_mm.train.module import Trainable
-from scripts.bench import loss_head, measure, packing, readme, step_contestants, watch, work
+from scripts.bench import loss_head, measure, packing, readme, step_contestants, watch
 from scripts.bench.step_setup import PaddedInputs
 
 CPU = torch.device("cpu")

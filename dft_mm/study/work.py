@@ -53,7 +53,7 @@ def step_operations(model: PreTrainedModel, shapes: Sequence[Shape]) -> dict[str
     learning = learns(language.layers)
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     squares = sum(shape.tokens**2 for shape in shapes)
-    found["language"] = factor(learning, before) * matrices(language.layers) * tokens
+    found["language"] = _products(language.layers, before) * tokens
     # Two products, of queries with keys and of weights with values, each half of the square.
     found["attention"] = factor(learning or before) * text.num_hidden_layers * width * squares
     head = model.get_output_embeddings().weight
@@ -65,6 +65,16 @@ def step_operations(model: PreTrainedModel, shapes: Sequence[Shape]) -> dict[str
 def factor(learning: bool, before: bool = False) -> int:
     """Operations of one multiply-and-add over forward and backward; `before`: something before it learns."""
     return 6 if learning else 4 if before else 2
+
+
+def _products(module: nn.Module, before: bool) -> int:
+    """Operations that a token costs over forward and backward; beside what learns, frozen weights pass gradients on."""
+    before = before or learns(module)
+    return sum(
+        factor(parameter.requires_grad, before) * parameter.numel()
+        for parameter in module.parameters()
+        if parameter.dim() > 1
+    )
 
 
 def matrices(module: nn.Module) -> int:

@@ -1,0 +1,228 @@
+"""The plan of a run beside the run itself, and beside what DeepSpeed says of its own memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from rows import write_wethink
+
+from dft_mm.__main__ import main
+from dft_mm.config import load_recipe
+from dft_mm.errors import InputError
+from dft_mm.loss.family import Objective
+from dft_mm.model import load
+from dft_mm.model.load import load_processing
+from dft_mm.study import plan as planning
+from dft_mm.study.memory import Shapes, Weight, per_rank
+from dft_mm.study.plan import DEVICES, heaviest, launch_line, plan, to_text
+from dft_mm.study.rehearsal import Event, rehearse, skeleton
+from dft_mm.train.feed import load_data
+from dft_mm.train.loop import build_module
+from scripts.bench.measure import peak_bytes
+
+CPU = torch.device("cpu")
+NOTHING = [Event(0, True, False, 0, 0)]
+
+
+@pytest.fixture
+def recipe_file(tmp_path, repo):
+    """A function that writes a recipe for a built-in model."""
+
+    def write(model="builtin:tiny-vl", more=""):
+        rows = write_wethink(tmp_path / "data", text_every=4 if "vl" in model else 1)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(
+            f"""
+name: planned
+output: {tmp_path}/{{name}}
+deepspeed: {repo}/ds_configs/zero3.json
+model: {{path: "{model}", dtype: float32, gradient_checkpointing: false}}
+data:
+  train: [{{path: {rows}, format: wethink, images: {tmp_path}/data/images}}]
+  heldout_fraction: 0.2
+  max_length: 256
+  workers: 0
+optim: {{lr: 1e-3, batch_size: 7}}
+train: {{epochs: 2, micro_tokens: 512}}
+{more}"""
+        )
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("model", ["builtin:tiny-lm", "builtin:tiny-vl"])
+def test_steps_and_tokens_are_those_of_the_run(recipe_file, tmp_path, capsys, model):
+    path = recipe_file(model)
+    assert main(["plan", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    done = subprocess.run(
+        [sys.executable, "-m", "dft_mm", "train", str(path)],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "planned/metrics.jsonl").read_text().splitlines()]
+    assert told["steps"] == len(lines)
+    assert told["tokens"] == sum(line["tokens"] for line in lines)
+
+
+def test_parts_add_up_and_the_launch_line_is_complete(recipe_file):
+    path = recipe_file()
+    told = plan(load_recipe(path), 2, "A100", path, ["optim.lr=1e-5"])
+    parts = dict(told["bytes_per_gpu"])
+    assert parts.pop("total") == sum(parts.values())
+    assert {"parameters", "gradients", "optimizer", "activations", "loss_head", "gathered", "framework"} <= set(parts)
+    assert told["fits"]
+    assert told["launch"] == f"deepspeed --num_gpus 2 --module dft_mm train {path} optim.lr=1e-5"
+    assert [row["gpus"] for row in told["scaling"]] == [2**power for power in range(11)]
+    assert told["scaling"][0]["efficiency"] == 1
+    assert told["launch"] in to_text(told)
+
+
+def of_deepspeed(numel, stage, gpus):
+    if stage == 3:
+        return estimate_zero3_model_states_mem_needs(numel, 0, gpus, 1, cpu_offload=False, cpu_offload_params=False)[1]
+    # It counts gradients of 16 bits beside those of 32, which live in a bucket here.
+    return estimate_zero2_model_states_mem_needs(numel, gpus, 1, cpu_offload=False)[1] - 2 * numel // gpus
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_states_are_those_of_deepspeeds_own_estimate(stage, gpus):
+    shapes = Shapes((Weight(8_000_000, 2, True), Weight(16_000_000, 2, True)), {0: (0, 1)})
+    parts, _ = per_rank(shapes, NOTHING, {"stage": stage}, gpus)
+    lasting = sum(parts[kind] for kind in ("parameters", "gradients", "optimizer"))
+    assert lasting == of_deepspeed(24_000_000, stage, gpus)
+
+
+def test_offloaded_states_wait_in_host_memory():
+    shapes = Shapes((Weight(8_000_000, 2, True),), {0: (0,)})
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    parts, host = per_rank(shapes, NOTHING, zero, 2)
+    assert (parts["parameters"], parts["gradients"], parts["optimizer"], parts["update"]) == (0, 0, 0, 0)
+    assert host == {"gradients": 16_000_000, "optimizer": 48_000_000, "parameters": 8_000_000}
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments():
+    shapes = Shapes((Weight(8_000_000, 2, True), Weight(16_000_000, 2, False)), {0: (0, 1)})
+    parts, _ = per_rank(shapes, NOTHING, {"stage": 2}, 4)
+    assert parts["gradients"] == 4 * 2_000_000
+    assert parts["optimizer"] == 12 * 2_000_000
+    assert parts["parameters"] == 2 * 24_000_000
+
+
+def test_weights_are_gathered_for_the_modules_at_work_only():
+    weights = tuple(Weight(1000, 2, True) for _ in range(4))
+    shapes = Shapes(weights, {place: (place,) for place in range(4)})
+    forward = [Event(place, begins, False, 0, 0) for place in range(4) for begins in (True, False)]
+    zero = {
+        "stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0, "reduce_bucket_size": 0,
+    }  # fmt: skip
+    assert per_rank(shapes, forward, zero, 2)[0]["gathered"] == 0  # the update takes more
+    frozen = Shapes(tuple(Weight(1000, 2, False) for _ in weights), shapes.of_module)
+    assert per_rank(frozen, forward, zero, 2)[0]["gathered"] == 1 * 2000
+    assert per_rank(frozen, forward, zero | {"stage3_prefetch_bucket_size": 1000}, 2)[0]["gathered"] == 3 * 2000
+    assert per_rank(frozen, forward, zero, 1)[0]["gathered"] == 0
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("model", ["builtin:tiny-lm", "builtin:tiny-vl"])
+def test_a_rehearsal_holds_what_the_pass_holds(recipe_file, repo, model, checkpointing):
+    """The real module on the CPU, by torch's own record of allocations."""
+    given = f"model.gradient_checkpointing={str(checkpointing).lower()}"
+    recipe = load_recipe(recipe_file(model), [given, f"deepspeed={repo}/ds_configs/zero2.json"])
+    processing = load_processing(recipe.model.path)
+    data = load_data(recipe, processing)
+    batch, objective = heaviest(data), Objective(data.losses, 1)
+    foretold = max(event.peak for event in rehearse(skeleton(recipe, processing, gpu=False), batch, objective))
+    module = build_module(recipe, processing.family, {"zero_optimization": {"stage": 2}})
+    module.core.lm_head.checked = True
+    for parameter in module.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+
+    def run():
+        loss, *_ = module(batch.rows, batch.targets, objective, batch.policy, batch.sequences, **batch.model_inputs)
+        (loss * 1.0).backward()
+
+    run()
+    assert foretold == pytest.approx(peak_bytes(run, CPU), rel=0.03)
+
+
+def test_what_does_not_fit_is_tried_smaller_in_a_fixed_order(recipe_file, repo):
+    path = recipe_file()
+    recipe = load_recipe(path, [f"deepspeed={repo}/ds_configs/zero2.json"])
+    tiny = "memory_gib=0.01,tflops=100,intra_gb_s=100,inter_gb_s=10"
+    told = plan(recipe, 2, tiny, path)
+    changes = [each["changes"] for each in told["tried"]]
+    zero3 = f"deepspeed={repo}/ds_configs/zero3.json"
+    offload = f"deepspeed={repo}/ds_configs/zero3_offload.json"
+    recompute, less = "model.gradient_checkpointing=true", "train.micro_tokens=256"
+    assert changes == [
+        [], [recompute], [less, recompute], [recompute, zero3], [less, recompute, zero3], [recompute, offload],
+        [less, recompute, offload],
+    ]  # fmt: skip
+    assert not told["fits"]
+    assert told["smallest_gpus"] is None
+    assert "nothing fits; nor would it on 1024 GPUs" in to_text(told)
+
+
+def test_the_fewest_gpus_that_would_do_are_named(recipe_file, tmp_path):
+    """Alone in its folder, the DeepSpeed config has no offloading one beside it to go on to."""
+    zero = {"stage": 3, "reduce_bucket_size": 100_000, "stage3_prefetch_bucket_size": 0}
+    (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
+    path = recipe_file()
+    recipe = load_recipe(path, [f"deepspeed={tmp_path}/zero3.json"])
+    study = planning._Study(recipe, 1, DEVICES["H100"])
+    totals = {n: min(study.found(each, n).bytes["total"] for each in study.candidates()) for n in range(1, 7)}
+    assert list(totals.values()) == sorted(totals.values(), reverse=True)
+    usable = totals[5] / planning.ASSUMED["usable"] / planning.GIB
+    told = plan(recipe, 1, f"memory_gib={usable * 1.0001},tflops=100,intra_gb_s=100,inter_gb_s=10", path)
+    assert not told["fits"]
+    assert told["smallest_gpus"] == 5
+
+
+def test_several_nodes_are_launched_by_a_hostfile(tmp_path):
+    line = launch_line(tmp_path / "r.yaml", [], ["train.micro_tokens=4096"], 64)
+    assert line == f"deepspeed --hostfile hosts --module dft_mm train {tmp_path}/r.yaml train.micro_tokens=4096"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "0"], "--gpus 0: a number from 1 to 1024"),
+        (["--device", "TPU"], "--device TPU: not known; there are H100, H200, A100, 4090"),
+        (["--device", "memory_gib=0,tflops=1,intra_gb_s=1,inter_gb_s=1"], "not known"),
+        (["deepspeed=nowhere.json"], "DeepSpeed config not found: nowhere.json"),
+        (["model.path=nowhere"], "'nowhere' is neither a folder"),
+    ],
+)
+def test_wrong_input_is_one_message(recipe_file, capsys, words, message):
+    assert main(["plan", str(recipe_file()), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_hub_id_is_read_without_its_weights(monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def refuse(path, allow_patterns):
+        asked[path] = allow_patterns
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(InputError, match="offline"):
+        load.resolve("org/name", weights=False)
+    assert "*.json" in asked["org/name"]
+    assert not any("safetensors" in pattern for pattern in asked["org/name"])
+
+
+def test_devices_have_a_peak_each():
+    assert all(device.tflops > 100 for device in DEVICES.values())
