@@ -81,7 +81,8 @@ class _Held:
         if holder and holder["host"] != socket.gethostname():
             self._wait_until_stale(holder, work, way_out)
         if holder:
-            log.warning("%s: an earlier %s did not end of itself%s: taking over", self.path.parent, work, _named(holder))
+            said = "%s: an earlier %s did not end of itself%s: taking over"
+            log.warning(said, self.path.parent, work, _named(holder))
         with contextlib.suppress(OSError):  # a full disk: it is held all the same
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
