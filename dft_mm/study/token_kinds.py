@@ -8,8 +8,8 @@ KINDS = ("numbers", "operators", "words", "punctuation")
 _OPERATORS = frozenset("-*/^%·\N{HYPHEN}\N{FULLWIDTH SOLIDUS}")
 """Those that Unicode does not call mathematical symbols (Sm: + < = > | ~ × ÷ ∑ → …). A hyphen is taken for a minus."""
 _COMMANDS = frozenset(
-    "times div cdot pm mp frac dfrac tfrac sqrt sum prod int le leq ge geq ne neq approx equiv sim to rightarrow "
-    "implies cap cup in subset mod pmod".split()
+    ["times", "div", "cdot", "pm", "mp", "frac", "dfrac", "tfrac", "sqrt", "sum", "prod", "int", "to", "mod", "pmod"]
+    + ["le", "leq", "ge", "geq", "ne", "neq", "approx", "equiv", "sim", "rightarrow", "implies", "cap", "cup", "in"]
 )
 """LaTeX's names of operators, with a backslash before them."""
 _PARTIAL = "\N{REPLACEMENT CHARACTER}"
@@ -35,5 +35,8 @@ def token_kind(text: str) -> str:
 def kinds_of(tokenizer: PreTrainedTokenizerBase, ids: set[int]) -> dict[int, str | None]:
     """The kind of each token; None for control tokens, such as the one that ends a turn: they are no content."""
     control = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    decode = tokenizer.decode
-    return {id_: None if id_ in control else token_kind(decode([id_], clean_up_tokenization_spaces=False)) for id_ in ids}
+    return {id_: None if id_ in control else token_kind(_text(tokenizer, id_)) for id_ in ids}
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, id_: int) -> str:
+    return tokenizer.decode([id_], clean_up_tokenization_spaces=False)
