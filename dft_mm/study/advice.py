@@ -14,11 +14,10 @@ GUESSING_NATS = 1.0
 ln V."""
 IGNORED = 0.1
 """DFT all but ignores an example from which it keeps less than this share of SFT's gradient."""
-FACTS_TOKENS, FACTS_KEPT = 40, 0.18
-"""A source looks like facts where its median answer is no longer than that many tokens, too short to hold a derivation,
-and DFT keeps less than that share of its gradient: what is to be learned could not be derived from anything. With
-SmolLM2-135M invented names and dates, identities and bare choices had 3 to 22 tokens and 0.11 to 0.16; worked solutions
-and everyday instructions 38 to 95 tokens and 0.20 to 0.24."""
+FACTS_TOKENS, FACTS_KEPT = 128, 0.18
+"""A source looks like facts where DFT keeps less than that share of its gradient, so that what is to be learned could
+not be derived from anything, and its median answer is no longer than that many tokens: long derivations by a model that
+finds them hard are no facts."""
 
 
 def source_advice(source: Mapping[str, Any]) -> str:
@@ -69,7 +68,7 @@ def _is_weak(measured: Mapping[str, Any]) -> bool:
 
 def _weighted_by_p(report: Mapping[str, Any]) -> str:
     return (
-        f"DFT weights each token's gradient by its p, here {report['p_mean']:.2g} on average, so it would hardly train: "
+        f"DFT weights each token's gradient by p, here {report['p_mean']:.2g} on average, so it would hardly train: "
         "begin with SFT (loss.warmup_steps, or a run of its own), then probe again"
     )
 

@@ -44,9 +44,9 @@ def probe(recipe: Recipe, rows: int = ROWS, model: str | None = None, after: Seq
     Raises:
         InputError: a folder that holds no model, or a model that writes the rows with other tokens.
     """
-    processing = load_processing(recipe.model.path)
     paths = [_find(model, "--model")] if model else [recipe.model.path]
     paths += [_find(path, "--after") for path in after]
+    processing = load_processing(recipe.model.path)
     for path, option in zip(paths, ["--model" if model else "", *["--after"] * len(after)]):
         _check_tokens(recipe, processing, path, option)
     end_id = prepare_data(recipe, processing)["end_id"]

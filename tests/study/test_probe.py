@@ -28,7 +28,10 @@ from dft_mm.train.module import Trainable
 from dft_mm.train.step import train_step
 
 # The tiny model says the same token again, so repetitions have a high probability and changes a low one.
-ANSWERS = ("7777 + + + + yes yes yes", "yes yes yes , , , , 3333333", "= = = = = no", "12 12 * * * * maybe maybe , ,")
+ANSWERS = (
+    "7777 + + + + yes yes yes go go go", "far far far , , , , 3333333 red red", "= = = = = no no no no",
+    "1122 * * * * maybe maybe , , sun sun 888 555",
+)  # fmt: skip
 
 
 def save(model, folder):
@@ -47,7 +50,7 @@ def sharp(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "sharp"
     model = load_model("builtin:tiny-lm")
     with torch.no_grad():
-        model.model.norm.weight.mul_(10)
+        model.model.norm.weight.mul_(12)
     return save(model, folder)
 
 
@@ -93,7 +96,7 @@ def test_all_figures_are_those_of_a_float64_softmax(recipe, capsys):
     assert report["p_mean"] == pytest.approx(p.mean(), rel=1e-5)
     assert report["ce"] == pytest.approx(-np.log(p).mean(), rel=1e-5)
     assert report["effective_token_ratio"] == pytest.approx(p.sum() ** 2 / (len(p) * (p**2).sum()), rel=1e-5)
-    texts = [load_processing(load_recipe(recipe).model.path).tokenizer.decode([target]) for target in targets]
+    texts = [processing("builtin:tiny-lm").tokenizer.decode([target]) for target in targets]
     patterns = {"numbers": r"\s*\d+", "operators": r"\s*[+=*]+", "words": r"\s*[a-z]+", "punctuation": r"\s*,*\s*"}
     for kind, pattern in patterns.items():
         of_kind = p[[bool(re.fullmatch(pattern, text)) for text in texts]]
@@ -143,7 +146,7 @@ def test_a_probe_of_the_rows_of_a_runs_first_step_has_its_numbers(recipe):
 def test_pictures_and_padding_change_nothing(tmp_path):
     source = rows(tmp_path, count=6)
     values = {"name": "v", "model": {"path": "builtin:tiny-vl", "dtype": "float32"}}
-    values["data"] = {"train": [source], "max_length": 512}
+    values["data"] = {"train": [source], "max_length": 512, "bad_rows": 0.5}
     path = tmp_path / "v.yaml"
     path.write_text(yaml.safe_dump(values))
     packed, padded = (
@@ -247,7 +250,7 @@ def test_reasoning_is_for_dft_and_a_minority_of_facts_for_sft():
     assert _advice(_source())[0] == "dft"
     advice, reasons = _advice(_source(), _source("b", 8, FACTS_KEPT - 0.01, FACTS_TOKENS))
     assert advice == "dft"
-    assert re.search(r"b: looks like facts.*answers of 40 tokens.*keeps 17%.*`loss: sft`$", reasons[1])
+    assert re.search(r"b: looks like facts.*answers of 128 tokens.*keeps 17%.*`loss: sft`$", reasons[1])
     assert "it has that already" in _advice(_source(), _source("b", 8, 0.1, 5, loss="sft"))[1][1]
 
 
@@ -264,7 +267,7 @@ def test_a_weak_model_is_warmed_up_whatever_its_sources():
     for figures in ({"p": 0.1}, {"median": 0.01}, {"ce": math.log(50_000)}):
         advice, reasons = _advice(_source(kept=0.1, length=5.0), **figures)
         assert advice == "warmup"
-        assert "weights each token's gradient by its p" in reasons[-1]
+        assert "weights each token's gradient by p" in reasons[-1]
     assert "too weak there" in _advice(_source(), _source("b", p=0.01))[1][1]
 
 
@@ -274,9 +277,9 @@ def test_models_after_training_are_laid_over_the_base(recipe, sharp, tmp_path, c
     (run / "recipe.yaml").write_text("name: done")
     (run / "export").symlink_to(sharp)
     loaded = load_recipe(recipe)
-    report = probe(loaded, 4, "builtin:tiny-lm", [str(run)])
-    before = (tmp_path / "run/data/manifest.json").stat()
     alone = probe(loaded, 4)
+    before = (tmp_path / "run/data/manifest.json").stat()
+    report = probe(loaded, 4, "builtin:tiny-lm", [str(run)])
     (after,) = report["after"]
     assert {key: after[key] for key in ("p_hist", "p_mean", "classes")} == {
         key: alone[key] for key in ("p_hist", "p_mean", "classes")
