@@ -83,6 +83,21 @@ def inspect(arguments: argparse.Namespace) -> None:
         show(recipe, arguments.rows, arguments.row)
 
 
+def probe(arguments: argparse.Namespace) -> None:
+    from dft_mm.config import load_recipe
+    from dft_mm.dist import setup_logging
+    from dft_mm.study.probe import ROWS, probe, to_text, write_html
+
+    setup_logging()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.html:
+        _make_folder(arguments.html.parent)
+    found = probe(recipe, arguments.rows or ROWS, arguments.model, arguments.after)
+    if arguments.html:
+        write_html(found, recipe.name, arguments.html)
+    print(json.dumps(found, ensure_ascii=False) if arguments.json else to_text(found))
+
+
 def export(arguments: argparse.Namespace) -> None:
     from dft_mm.dist import setup_logging
     from dft_mm.train.export import export_checkpoint
@@ -330,6 +345,19 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--row", metavar="ID", help="the one with this id")
     verb.add_argument("--json", action="store_true", help="one JSON object a line, with all ids")
     verb.add_argument("--html", type=Path, metavar="FILE", help="one page with the pictures, which opens offline")
+    verb = add(
+        "probe", probe, "show what the model already gives to the data's tokens; advise SFT, DFT, or SFT first",
+        "dft-mm probe scripts/recipes/tiny_vl_cpu.yaml --after runs/tiny_vl_cpu --html probe.html",
+    )  # fmt: skip
+    add_recipe(verb)
+    verb.add_argument("--rows", type=_positive, help="how many to draw from the training rows (default: 256)")
+    verb.add_argument("--model", metavar="DIR", help="model or run folder to probe instead of the recipe's model.path")
+    verb.add_argument(
+        "--after", action="append", default=[], metavar="DIR",
+        help="run or model folder to lay over it: the same rows after training; may be given several times",
+    )  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="all figures as one JSON object")
+    verb.add_argument("--html", type=Path, metavar="FILE", help="also write one page with the histograms")
     verb = add(
         "export", export, "write a checkpoint as a Hugging Face folder",
         "dft-mm export runs/tiny_vl_cpu --out exported",

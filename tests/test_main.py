@@ -7,7 +7,7 @@ from rows import write_wethink
 
 from dft_mm.__main__ import main, parser
 
-VERBS = ("train", "prepare", "inspect", "export", "eval", "report", "demo")
+VERBS = ("train", "prepare", "inspect", "probe", "export", "eval", "report", "demo")
 
 
 @pytest.fixture

@@ -53,6 +53,20 @@ def image_settings(recipe: Recipe, processing: Processing) -> ImageSettings | No
     return ImageSettings.of(processing.image_config, recipe.data.min_pixels, recipe.data.max_pixels)
 
 
+def make_renderer(recipe: Recipe, processing: Processing) -> Renderer:
+    """What turns a recipe's conversations into a model's tokens."""
+    images = image_settings(recipe, processing)
+    merge_size = images.merge_size if images else None
+    return Renderer(
+        processing.tokenizer, processing.chat_template, processing.image_token, merge_size, recipe.data.supervise
+    )
+
+
+def make_collator(recipe: Recipe, processing: Processing) -> Collator:
+    pad_id, image_id, window_size = processing.tokenizer.pad_token_id, processing.image_token_id, processing.window_size
+    return Collator(pad_id, image_id, image_settings(recipe, processing), window_size, recipe.data.pack)
+
+
 def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
     """Read and check all rows once, into RUN/data; returns the manifest. Nothing is read again when nothing changed."""
     folder = recipe.run_dir / "data"
@@ -60,12 +74,8 @@ def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
     manifest = still_holds(folder, recipe.data, recipe.seed, recipe.model.path, begun)
     if manifest is None:
         images = image_settings(recipe, processing)
-        merge_size = images.merge_size if images else None
-        renderer = Renderer(
-            processing.tokenizer, processing.chat_template, processing.image_token, merge_size, recipe.data.supervise
-        )
         model = recipe.model.path, processing.folder
-        manifest = prepare(recipe.data, renderer, images, folder, recipe.seed, model, begun)
+        manifest = prepare(recipe.data, make_renderer(recipe, processing), images, folder, recipe.seed, model, begun)
     return manifest
 
 
@@ -92,8 +102,7 @@ def load_data(recipe: Recipe, processing: Processing, world_size: int | None = N
         pack=recipe.data.pack,
         max_steps=recipe.train.max_steps,
     )
-    pad_id, image_id, window_size = processing.tokenizer.pad_token_id, processing.image_token_id, processing.window_size
-    collate = Collator(pad_id, image_id, images, window_size, recipe.data.pack)
+    collate = make_collator(recipe, processing)
     measured = heldout if len(heldout) else None
     return RunData(
         train, measured, plan, collate, losses, manifest["end_id"], summary(manifest), manifest["fingerprint"]

@@ -17,6 +17,13 @@ _VALUES = ("loss", "nll", "weight", "p", "end_p", "entropy", "entropies", "skipp
 _COUNTS = ("ends", "supervised_tokens", "tokens", "lost", "lost_tokens")
 
 
+def p_bins(p: Tensor) -> Tensor:
+    """(M,) int64: the bin of `p_hist` that each probability belongs to. 1 belongs to the last one; a NaN goes anywhere,
+    because it stops the run.
+    """
+    return (p.nan_to_num() * P_BINS).long().clamp_(0, P_BINS - 1)
+
+
 @dataclass(frozen=True)
 class Sums:
     """Sums over the supervised tokens of a step; adding is in place, and waits for no device."""
@@ -37,11 +44,9 @@ class Sums:
         nll = nll.double()
         p = torch.exp(-nll)
         is_end = (batch.targets == end_id).double()
-        # p = 1 belongs to the last bin; a NaN goes anywhere, because it stops the run.
-        bins = (p.nan_to_num() * P_BINS).long().clamp_(0, P_BINS - 1)
         sums = [loss.detach().double(), nll.sum(), weight.double().sum(), p.sum(), (p * is_end).sum()]
         sums += [entropy.double().sum(), nll.new_full((), len(entropy)), skipped.double(), *nll.new_zeros(2)]
-        hist = nll.new_zeros(P_BINS).index_add_(0, bins, torch.ones_like(p))
+        hist = nll.new_zeros(P_BINS).index_add_(0, p_bins(p), torch.ones_like(p))
         self.on_device.add_(torch.cat([torch.stack(sums), hist, is_end.sum()[None]]))
         here = (len(batch.targets), batch.tokens, len(batch.lost), batch.lost_tokens)
         for name, count in zip(_COUNTS[1:], here):
