@@ -16,8 +16,10 @@ IGNORED = 0.1
 """DFT all but ignores an example from which it keeps less than this share of SFT's gradient."""
 FACTS_TOKENS, FACTS_KEPT = 128, 0.18
 """A source looks like facts where DFT keeps less than that share of its gradient, so that what is to be learned could
-not be derived from anything, and its median answer is no longer than that many tokens: long derivations by a model that
-finds them hard are no facts."""
+not be derived from anything, and its median answer is no longer than that many tokens: long derivations by a model
+that finds them hard are no facts. Measured with SmolLM2-135M, 16 to 53 rows each: identities 0.14, bare choices 0.12,
+invented dates and places 0.15, short chat answers 0.16; ScienceQA and TabMWP solutions 0.21 and 0.22, everyday
+instructions 0.22, MATH 0.24, GSM8K 0.25, AIME 0.19. One small model: near the limit it is an indication."""
 
 
 def source_advice(source: Mapping[str, Any]) -> str:

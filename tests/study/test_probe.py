@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -54,6 +55,15 @@ def sharp(tmp_path_factory):
     return save(model, folder)
 
 
+_load_processing = cache(load_processing)
+
+
+@pytest.fixture(autouse=True)
+def _tokenizers_are_loaded_once(monkeypatch):
+    """Qwen's takes a second each time."""
+    monkeypatch.setattr("dft_mm.study.probe.load_processing", lambda path: _load_processing(str(path)))
+
+
 @pytest.fixture
 def recipe(tmp_path, sharp):
     """A recipe file of two sources; a function loads it with changes."""
@@ -73,23 +83,25 @@ def recipe(tmp_path, sharp):
 
 
 def _oracle(recipe):
-    """Probabilities in float64 of the supervised tokens, row by row and without packing, and the tokens."""
+    """Probabilities in float64 of the supervised tokens, row by row and without packing; the tokens; each row's
+    share of SFT's gradient that is left."""
     model = AutoModelForCausalLM.from_pretrained(recipe.model.path, dtype=torch.float64)
     dataset = Dataset(recipe.run_dir / "data", "train", None)
-    p, targets = [], []
+    p, targets, kept = [], [], []
     for index in range(len(dataset)):
         ids, supervised = (torch.tensor(values) for values in dataset.tokens(index))
         with torch.no_grad():
             of_next = model(ids[None].long()).logits[0].softmax(-1)[:-1].gather(1, ids[1:, None].long())[:, 0]
         p.append(of_next[supervised[1:]])
         targets.append(ids[1:][supervised[1:]])
-    return torch.cat(p).numpy(), torch.cat(targets).tolist()
+        kept.append(float((p[-1] * (1 - p[-1])).sum() / (1 - p[-1]).sum()))
+    return torch.cat(p).numpy(), torch.cat(targets).tolist(), kept
 
 
 def test_all_figures_are_those_of_a_float64_softmax(recipe, capsys):
     assert main(["probe", str(recipe), "--rows", "99", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    p, targets = _oracle(load_recipe(recipe))
+    p, targets, kept = _oracle(load_recipe(recipe))
     hist = np.histogram(p, bins=10, range=(0, 1))[0]
     assert np.count_nonzero(hist) >= 6  # else this proves little
     assert (report["tokens"], report["p_hist"]) == (len(p), hist.tolist())
@@ -107,6 +119,8 @@ def test_all_figures_are_those_of_a_float64_softmax(recipe, capsys):
     assert report["control_tokens"]["tokens"] == len(ends) == 8
     assert report["eos_p"] == pytest.approx(ends.mean(), rel=1e-5)
     assert [source["tokens"] for source in report["sources"]] == [len(p) // 2] * 2
+    for source, of_source in zip(report["sources"], (kept[:4], kept[4:])):
+        assert source["signal_kept"] == pytest.approx(np.median(of_source), rel=1e-4)
 
 
 class _Engine:
@@ -129,7 +143,7 @@ class _Engine:
 def test_a_probe_of_the_rows_of_a_runs_first_step_has_its_numbers(recipe):
     loaded = load_recipe(recipe, ["optim.batch_size=8"])
     report = probe(loaded, 8)
-    data = load_data(loaded, load_processing(loaded.model.path))
+    data = load_data(loaded, _load_processing(loaded.model.path))
     count, tokens = len(data.plan.micro_batches(1)[0]), int(data.train.supervised.sum())
     engine = _Engine(Trainable(load_model(loaded.model.path, packed=True)))
     sums, _ = train_step(
