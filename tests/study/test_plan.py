@@ -1,15 +1,13 @@
 """The plan of a run beside the run itself, and beside what DeepSpeed says of its own memory."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from rows import write_wethink
+from started import done
 
 from dft_mm.__main__ import main
 from dft_mm.config import load_recipe
@@ -61,12 +59,8 @@ def test_steps_and_tokens_are_those_of_the_run(recipe_file, tmp_path, capsys, mo
     path = recipe_file(model)
     assert main(["plan", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    done = subprocess.run(
-        [sys.executable, "-m", "dft_mm", "train", str(path)],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    code, output = done(["train", path], tmp_path, {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+    assert code == 0, output
     lines = [json.loads(line) for line in (tmp_path / "planned/metrics.jsonl").read_text().splitlines()]
     assert told["steps"] == len(lines)
     assert told["tokens"] == sum(line["tokens"] for line in lines)
