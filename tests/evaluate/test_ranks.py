@@ -59,6 +59,7 @@ def _free(folder):
     return False
 
 
+@pytest.mark.long
 def test_two_ranks_under_the_launcher_give_the_same_bytes(suite, text_model, whole, tmp_path, free_port):
     """Once they are stopped by a signal to the launcher, which dies of it and tells them nothing."""
     out = tmp_path / "out"

@@ -55,6 +55,7 @@ def test_sigterm_to_the_deepspeed_command_leaves_no_orphans_and_fewer_ranks_go_o
             assert ours[key] == theirs[key]
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_is_named_and_all_ranks_end(runs):
     with runs.started("hung", "train.hang_minutes=0.1") as run:
         run.until_step(3)

@@ -14,6 +14,8 @@ from dft_mm.errors import InputError
 from dft_mm.model.load import resolve
 from dft_mm.train.loop import build_module
 
+pytestmark = pytest.mark.long
+
 RUN = """
 import sys
 from dft_mm.config import load_recipe

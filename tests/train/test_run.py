@@ -188,6 +188,7 @@ def test_export_of_a_checkpoint_equals_the_runs_own(runs, tmp_path):
     assert "step-00000004" in output
 
 
+@pytest.mark.long
 def test_an_adapter_in_bfloat16_on_two_ranks_is_trained_saved_and_merged(runs, tmp_path):
     lora, adapter = "model.lora={rank: 4, targets: [q_proj, up_proj]}", "adapter_model.safetensors"
     code, output = runs("lora2", 2, lora, "model.dtype=bfloat16", "train.max_steps=2", "optim.lr=1e-2")

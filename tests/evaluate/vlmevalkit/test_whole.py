@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from vlmevalkit_tables import SAMPLES
 
 FILES = ("generations.jsonl", "scores.jsonl", "results.json", "results.md")
 
 
+@pytest.mark.long
 def test_an_evaluation_that_is_killed_gives_the_same_files(shared, picture_model, tmp_path):
     model = shutil.copytree(picture_model, tmp_path / "model")
     (model / "dft_mm.json").write_text('{"min_pixels": 3136, "max_pixels": 6272}')
