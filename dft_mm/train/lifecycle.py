@@ -19,7 +19,7 @@ from dft_mm.errors import InputError, Stopped
 from dft_mm.signals import StopRequests
 from dft_mm.train.run_folder import State, read_status, write_status
 from dft_mm.train.verify import steps
-from dft_mm.train.watch import Watch
+from dft_mm.train.watch import RankFailedError, Watch
 
 T = TypeVar("T")
 _TELL_EVERY_S = 5.0
@@ -87,6 +87,8 @@ def reported(recipe: Recipe, requests: StopRequests) -> Iterator[Run]:
     run.tell("running")
     try:
         yield run
+        requests.hold()
+        dist.barrier()  # no rank is missed by one that is not done yet
     except BaseException as error:
         requests.hold()
         cause = run.watch.cause(in_words(error, recipe, run))
@@ -95,14 +97,12 @@ def reported(recipe: Recipe, requests: StopRequests) -> Iterator[Run]:
         if cause is error:
             raise
         raise cause from error
-    requests.hold()
-    dist.barrier()
     run.watch.close()
     run.tell("finished")
 
 
 def _reason(cause: BaseException, run: Run) -> str:
-    if isinstance(cause, Stopped | InputError) or " step " in str(cause):
+    if isinstance(cause, Stopped | InputError | RankFailedError):
         return str(cause)
     at = "" if run.doing in (None, run.step) else f"step {run.doing}: "
     return f"{at}{type(cause).__name__}: {cause}"

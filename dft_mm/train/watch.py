@@ -34,6 +34,10 @@ _FINISHED, _STOPPED, _LOST = _NOT_TO_BLAME = ("finished", "stopped", "lost conta
 _LOST_CONTACT = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
 
 
+class RankFailedError(RuntimeError):
+    """Another rank died, failed or stands still; the message names it, and the step."""
+
+
 class Watch:
     """Begun on every rank when the ranks have met; `close` on every rank in the end.
 
@@ -97,7 +101,7 @@ class Watch:
             self.verdict = self._judge()
             time.sleep(_EVERY_S / 5)
         if self.verdict:
-            return RuntimeError(self.verdict)
+            return RankFailedError(self.verdict)
         return Stopped("another rank was asked to stop") if self._peer_stopped else None
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ def status(recipe):
         (Stopped("stopped after step 6"), Stopped, "stopped", "stopped after step 6"),
         (InputError("data.train: gone"), InputError, "failed", "data.train: gone"),
         (KeyError("x"), KeyError, "failed", "step 7: KeyError: 'x'"),
+        (RuntimeError("counted 5 tokens, the step 4"), RuntimeError, "failed", "^step 7: RuntimeError: counted 5 tok"),
         (KeyboardInterrupt(), KeyboardInterrupt, "failed", "step 7: KeyboardInterrupt: "),
         (OSError(errno.ENOSPC, "No space left on device"), InputError, "failed", "step 7: .*No space left.*make room"),
         (torch.OutOfMemoryError("tried 2 GiB"), InputError, "failed", "step 7: out of memory: lower train.micro_toke"),
