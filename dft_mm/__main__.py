@@ -499,19 +499,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if speaks:
             print(f"dft-mm: {stop}", file=sys.stderr)
         return EXIT_STOPPED
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_DONE
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
         if arguments.debug or not is_full(error):
             traceback.print_exc()
         if not is_full(error):
             return EXIT_BUG
         print(f"dft-mm: {error.filename or 'a file'} cannot be written: {error.strerror}; make room", file=sys.stderr)
         return EXIT_INPUT
-    except Exception:
-        traceback.print_exc()
-        return EXIT_BUG
 
 
 def entry() -> NoReturn:

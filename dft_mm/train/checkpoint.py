@@ -17,16 +17,16 @@ import torch
 from torch import nn
 
 from dft_mm import dist
+from dft_mm.atomic import sync_folder
 from dft_mm.errors import InputError
 from dft_mm.train.reshape import loading_reshaped
-from dft_mm.train.shards import ShardWriter, load_shard
+from dft_mm.train.shards import ShardFiles, load_shard
 from dft_mm.train.verify import (
     ENGINE,
     checkpoint_name,
     read_manifest,
     size_of,
     steps,
-    sync_folder,
     write_manifest,
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ class _Pending:
 
     step: int
     temporary: Path
-    writer: ShardWriter
+    writer: ShardFiles
     syncing: Thread
 
 
@@ -93,7 +93,7 @@ class Checkpoints:
         self.commit()
         temporary = self._folder / f".{checkpoint_name(step)}.partial"
         self._on_main(step, lambda: self._clear(temporary))
-        writer = ShardWriter(temporary, self._alive)
+        writer = ShardFiles(temporary, self._alive)
         self._engine.checkpoint_engine = writer
         # DeepSpeed would copy scripts for other tools beside the shards, on one rank and outside the writer.
         self._engine._copy_recovery_script = lambda _: None
@@ -232,7 +232,7 @@ def load(engine: Any, checkpoint: Path, identity: Mapping[str, Any]) -> int:
                 f"({value}); use the same, or give the run another name"
             )
     same = manifest["world_size"] == dist.world_size()
-    engine.checkpoint_engine = ShardWriter(checkpoint)
+    engine.checkpoint_engine = ShardFiles(checkpoint)
     with nullcontext(checkpoint) if same else loading_reshaped(engine, checkpoint, manifest) as folder:
         path, _ = engine.load_checkpoint(str(folder), tag=ENGINE, load_module_strict="base" not in identity)
     if path is None:

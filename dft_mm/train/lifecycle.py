@@ -1,9 +1,7 @@
-"""How a run begins and ends: who works in its folder, STATUS.json, what asks it to stop, and what went wrong."""
+"""How a run goes and ends, as STATUS.json tells it, and what to do about an error."""
 
 import re
-import statistics
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +21,6 @@ from dft_mm.train.watch import RankFailedError, Watch
 
 T = TypeVar("T")
 _TELL_EVERY_S = 5.0
-_SPIKE_STEPS = 50
-_SPIKE_WIDTHS = 8.0
 
 
 class Run:
@@ -129,25 +125,3 @@ def in_words(error: BaseException, recipe: Recipe, run: Run) -> BaseException:
 def _is_out_of_memory(error: BaseException) -> bool:
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-
-
-class Spikes:
-    """Notices a loss far above those of the steps before it."""
-
-    def __init__(self) -> None:
-        self._last: deque[float] = deque(maxlen=_SPIKE_STEPS)
-
-    def look(self, step: int, ce: float) -> str | None:
-        """A note about this step's cross-entropy, where it is a spike: above the median of the last 50 steps by more
-        than 8 times their median distance from it.
-        """
-        seen, note = list(self._last), None
-        self._last.append(ce)
-        if len(seen) < _SPIKE_STEPS // 2:
-            return None
-        middle = statistics.median(seen)
-        width = max(statistics.median(abs(value - middle) for value in seen), 0.01 * abs(middle))
-        if ce > middle + _SPIKE_WIDTHS * width:
-            note = f"step {step}: the loss jumped: cross-entropy {ce:.3g}, {middle:.3g} in the {len(seen)} steps before"
-        return note
-

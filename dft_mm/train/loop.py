@@ -5,7 +5,8 @@ import itertools
 import os
 import resource
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from dft_mm.train.checkpoint import Checkpoints, SaveError, load
 from dft_mm.train.engine import build_engine, checkpoint_activations, deepspeed_config, zero_stage
 from dft_mm.train.export import export_live
 from dft_mm.train.feed import RunData, heldout_batches, load_data, losses_of, train_batches, write_batches
-from dft_mm.train.lifecycle import Run, Spikes, reported
+from dft_mm.train.lifecycle import Run, reported
 from dft_mm.train.module import Trainable
 from dft_mm.train.run_folder import MetricsFile, locked_run, open_run, read_status
 from dft_mm.train.schedule import lr_factor
 from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
+from dft_mm.train.telemetry import Spikes
 from dft_mm.train.verify import newest_whole
 
 _GIB = 2**30
@@ -226,9 +228,13 @@ def _run_steps(
             run.go_on()
             run.at("the checkpoint")
             if last or step % recipe.train.save_every == 0:
-                _save(saver, step, run, last)
+                with _saving(run, last):
+                    saver.save(step)
+                    if last:
+                        saver.commit()
             elif saver.pending and not sums.saving:
-                _commit(saver, run)
+                with _saving(run):
+                    saver.commit()
             if too_many:
                 raise InputError(
                     f"step {step}: the pictures of {len(lost)} of {len(data.train)} examples are gone or changed since "
@@ -242,25 +248,17 @@ def _run_steps(
         metrics.close()
 
 
-def _save(saver: Checkpoints, step: int, run: Run, last: bool) -> None:
-    """Write a checkpoint. One that the disk does not take is tried again at the next time; the last one is needed."""
+@contextmanager
+def _saving(run: Run, last: bool = False) -> Iterator[None]:
+    """A checkpoint that the disk does not take is tried again at the next time; the last one is needed."""
     try:
-        saver.save(step)
-        if last:
-            saver.commit()
+        yield
     except SaveError as error:
         if last:
             raise InputError(
                 f"{error}. The steps since the last checkpoint are lost; make room in {run.folder}, then start the run "
                 "again: it goes on from there"
             ) from error
-        run.note(f"{error}; the run goes on and tries again at the next checkpoint")
-
-
-def _commit(saver: Checkpoints, run: Run) -> None:
-    try:
-        saver.commit()
-    except SaveError as error:
         run.note(f"{error}; the run goes on and tries again at the next checkpoint")
 
 

@@ -18,7 +18,7 @@ _BUFFER = 2**24
 _KNOWN = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, set]
 
 
-class ShardWriter(CheckpointEngine):
+class ShardFiles(CheckpointEngine):
     """This rank's files of one checkpoint. Nothing is raised while DeepSpeed writes: it would leave the other ranks in
     its barriers. `error` says afterwards what went wrong.
 

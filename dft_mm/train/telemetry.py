@@ -1,6 +1,8 @@
 """What a step tells about itself: sums over its tokens, kept on the device and added up over ranks once."""
 
 import math
+import statistics
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,8 @@ from dft_mm import dist
 from dft_mm.batch import Batch
 
 P_BINS = 10
+_SPIKE_STEPS = 50
+_SPIKE_WIDTHS = 8.0
 
 
 _VALUES = ("loss", "nll", "weight", "p", "end_p", "entropy", "entropies", "skipped", "stop", "saving")
@@ -124,3 +128,25 @@ class Totals:
         if values["skipped"]:
             measured["skipped_rows"] = int(values["skipped"])
         return measured
+
+
+class Spikes:
+    """Notices a loss far above those of the steps before it."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=_SPIKE_STEPS)
+
+    def look(self, step: int, ce: float) -> str | None:
+        """A note about this step's cross-entropy, where it is a spike: above the median of the last 50 steps by more
+        than 8 times their median distance from it.
+        """
+        seen, note = list(self._last), None
+        self._last.append(ce)
+        if len(seen) < _SPIKE_STEPS // 2:
+            return None
+        middle = statistics.median(seen)
+        width = max(statistics.median(abs(value - middle) for value in seen), 0.01 * abs(middle))
+        if ce > middle + _SPIKE_WIDTHS * width:
+            note = f"step {step}: the loss jumped: cross-entropy {ce:.3g}, {middle:.3g} in the {len(seen)} steps before"
+        return note
+

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -134,12 +133,3 @@ def verify_run(run: Path) -> list[tuple[Path, str | None]]:
 def size_of(checkpoint: Path) -> int:
     """Bytes of a checkpoint's files, by its manifest."""
     return sum(entry["size"] for entry in read_manifest(checkpoint)["files"])
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -24,11 +24,11 @@ from torch.distributed import PrefixStore, TCPStore
 from dft_mm import dist, lock
 from dft_mm.dist import log
 from dft_mm.errors import Stopped
+from dft_mm.train.processes import launchers, lives, runs
 
 _EVERY_S = 1.0
 _PATIENCE_S = 5.0
 """So long a rank waits for others' news, and after a verdict for its own main thread to end by itself."""
-_LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torchrun", "dft-mm", "dft_mm"}
 _FINISHED, _STOPPED, _LOST = _NOT_TO_BLAME = ("finished", "stopped", "lost contact")
 """Ends of a rank that say nothing against it."""
 _LOST_CONTACT = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
@@ -123,7 +123,7 @@ class Watch:
     def _run(self) -> None:
         asked = False
         while not self._closing.wait(_EVERY_S):
-            if not asked and any(not _runs(process) for process in self._launchers):
+            if not asked and any(not runs(process) for process in self._launchers):
                 log.warning("the launcher of this run is gone: stopping after the step")
                 os.kill(os.getpid(), signal.SIGTERM)
                 asked = True
@@ -137,17 +137,16 @@ class Watch:
 
     def _tell(self) -> None:
         if self._store is not None:
-            still = None if self._moved is None else time.monotonic() - self._moved
             with suppress(RuntimeError):  # the next look says who is gone
-                self._store.set(f"rank-{self._rank}", json.dumps(self._place | {"still_s": still, "now": time.time()}))
+                self._store.set(f"rank-{self._rank}", json.dumps(self._own_place() | {"now": time.time()}))
+
+    def _own_place(self) -> dict[str, Any]:
+        return self._place | {"still_s": None if self._moved is None else time.monotonic() - self._moved}
 
     def _judge(self) -> str | None:
         """Who holds the run up, as this rank sees it: rank 0 looks at all, others at rank 0 and its verdict."""
         if self._store is None:
-            still = None if self._moved is None else time.monotonic() - self._moved
-            if still is None or still < self._hang_s:
-                return None
-            return f"rank 0 stands still since {still:.0f} s, in {self._place['doing']} of step {self._place['step']}"
+            return self._judge_places({0: self._own_place()})
         wanted = range(self._world) if self._rank == 0 else [0]
         try:
             if self._rank and self._store.check(["verdict"]):
@@ -171,7 +170,7 @@ class Watch:
         if place["end"] in _NOT_TO_BLAME:
             return None
         where = f"at step {place['step']}, in {place['doing']}"
-        if place["host"] == self._place["host"] and not _lives(place["pid"], place["born"]):
+        if place["host"] == self._place["host"] and not lives(place["pid"], place["born"]):
             return f"{_name(0, place)} died {where}"
         silent = time.monotonic() - heard
         return f"{_name(0, place)} is silent since {silent:.0f} s; last {where}" if silent > self._hang_s else None
@@ -185,7 +184,7 @@ class Watch:
                 continue
             if place["end"]:
                 return f"rank {rank} failed at step {place['step']}: {place['end']}"
-            if place["host"] == self._place["host"] and not _lives(place["pid"], place["born"]):
+            if place["host"] == self._place["host"] and not lives(place["pid"], place["born"]):
                 return f"{_name(rank, place)} died at step {place['step']}, in {place['doing']}"
             silent = time.monotonic() - self._heard[rank][1]
             if silent > self._hang_s:
@@ -225,7 +224,7 @@ class Watch:
         if self._closing.wait(_PATIENCE_S):
             return
         for pid, born in self._held_up_by:  # a stopped process hears of nothing
-            if _lives(pid, born):
+            if lives(pid, born):
                 os.kill(pid, signal.SIGKILL)
         os._exit(1)
 
@@ -245,34 +244,3 @@ def _name(rank: int, place: dict[str, Any]) -> str:
 def _is_lost_contact(error: BaseException) -> bool:
     text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, RuntimeError) and any(word in text for word in _LOST_CONTACT)
-
-
-def _lives(pid: int, born: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() == born and _runs(process)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def launchers(process: psutil.Process) -> Sequence[psutil.Process]:
-    """The launcher's processes above one, as far as they are known as such: a shell may go and leave a run behind."""
-    found = []
-    for parent in process.parents():
-        try:
-            words = parent.cmdline()[:4]
-        except psutil.Error:
-            break
-        if not words or not Path(words[0]).name.startswith("python"):
-            break
-        if not any(word in _LAUNCHERS or Path(word).name in _LAUNCHERS for word in words[1:]):
-            break
-        found.append(parent)
-    return found

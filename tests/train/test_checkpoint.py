@@ -15,7 +15,7 @@ from torch import nn
 from dft_mm.errors import InputError
 from dft_mm.train import checkpoint, verify
 from dft_mm.train.checkpoint import Checkpoints, SaveError, load
-from dft_mm.train.shards import ShardWriter, load_shard
+from dft_mm.train.shards import ShardFiles, load_shard
 from dft_mm.train.verify import newest_whole, verify_run
 
 IDENTITY = {"model": "a", "data": "b", "zero_stage": 3}
@@ -188,14 +188,14 @@ def test_a_crash_at_any_stage_of_a_save_leaves_only_whole_checkpoints(folder):
 
 
 def test_a_crash_in_the_middle_of_a_shard_leaves_the_old_ones(folder, monkeypatch):
-    written = checkpoint.ShardWriter.save
+    written = checkpoint.ShardFiles.save
 
     def cut(self, state, path):
         written(self, state, path)
         os.truncate(path, 40)
         os._exit(9)
 
-    monkeypatch.setattr(checkpoint.ShardWriter, "save", cut)
+    monkeypatch.setattr(checkpoint.ShardFiles, "save", cut)
     pid = os.fork()
     if not pid:
         save(folder, 30)
@@ -270,7 +270,7 @@ def test_a_shard_is_data_and_not_code(tmp_path, monkeypatch):
 
 
 def test_the_hash_is_of_what_was_handed_over(tmp_path):
-    writer = ShardWriter(tmp_path)
+    writer = ShardFiles(tmp_path)
     writer.save({"weights": torch.arange(5)}, str(tmp_path / "a.pt"))
     writer.sync()
     (entry,) = writer.written

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import random
 import re
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from dft_mm.config import Recipe
 from dft_mm.errors import InputError, Stopped
 from dft_mm.signals import StopRequests
-from dft_mm.train.lifecycle import Spikes, in_words, reported
+from dft_mm.train.lifecycle import in_words, reported
 
 
 @pytest.fixture
@@ -86,12 +85,3 @@ def test_out_of_memory_on_a_cpu_is_known_too(recipe):
     assert "before the first step: out of memory" in told
     assert "train.micro_tokens (now 8192; data.max_length is 4096)" in told
     assert "ds_configs/zero3.json" in told
-
-
-def test_a_jump_of_the_loss_is_noticed_and_noise_is_not():
-    draw, spikes = random.Random(0), Spikes()
-    for step in range(1, 300):
-        assert spikes.look(step, 2.0 - step / 300 + draw.gauss(0, 0.05)) is None
-    assert "step 300: the loss jumped: cross-entropy 4" in spikes.look(300, 4.0)
-    assert spikes.look(301, float("1.1")) is None
-    assert Spikes().look(1, 100.0) is None

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from dft_mm.errors import Stopped
-from dft_mm.train.watch import Watch, _lives, launchers
+from dft_mm.train.watch import Watch
 
 
 @pytest.fixture
@@ -46,12 +46,6 @@ def test_a_process_of_this_host_that_is_gone_is_dead(watch):
     assert judge(watch, place(), gone) == told
 
 
-def test_a_number_that_is_anothers_now_is_not_the_process():
-    own = psutil.Process()
-    assert _lives(own.pid, own.create_time())
-    assert not _lives(own.pid, own.create_time() - 100)
-
-
 def test_a_silent_rank_is_blamed(watch):
     assert judge(watch, place(), place(pid=9), silent=[2]).startswith("rank 2 (process 9 on far) is silent since 100 s")
 
@@ -78,7 +72,3 @@ def test_the_stacks_of_a_run_that_does_not_stand_still_leave_no_file(tmp_path):
     watch.at(1, "the update")
     watch.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_shell_is_no_launcher():
-    assert all("pytest" not in " ".join(parent.cmdline()) for parent in launchers(psutil.Process()))
