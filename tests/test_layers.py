@@ -7,6 +7,7 @@ import pytest
 
 LAYERS = [
     {"__main__"},
+    {"arguments"},
     {"study"},
     {"report"},
     {"train", "evaluate"},

@@ -19,11 +19,12 @@ from typing import Any
 from dft_mm.atomic import write_atomically
 from dft_mm.config import Recipe, load_recipe, to_yaml
 from dft_mm.dist import log
-from dft_mm.errors import InputError, Stopped
+from dft_mm.errors import InputError
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.report.page import write_report
+from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare_arms, read, verdict, write_comparison
-from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command
+from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, state_of, train_run
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def study_of(
     study = Study(base, recipe, tuple(overrides), load_suite(suite), suite, arms, tuple(seeds) or (base.seed,), out)
     for arm in arms:
         load_recipe(recipe, [*overrides, *arm.changes])
-    _claim(study)
+    # Further seeds are welcome.
+    told = {"recipe": base.model_dump(mode="json"), "suite": study.suite.model_dump(mode="json")}
+    claim(out, "study", told | {"arms": {arm.name: list(arm.changes) for arm in arms}})
     return study
 
 
@@ -106,24 +109,6 @@ def _name(changes: Sequence[str], alone: bool) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-")
 
 
-def _claim(study: Study) -> None:
-    told = {
-        "recipe": study.recipe.model_dump(mode="json"),
-        "suite": study.suite.model_dump(mode="json"),
-        "arms": {arm.name: list(arm.changes) for arm in study.arms},
-    }
-    told = json.loads(json.dumps(told))
-    path = study.out / "study.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in told if found.get(key) != told[key]]
-        if changed:  # further seeds are welcome
-            raise InputError(f"{study.out} holds a study with another {' and '.join(changed)}; give another --out")
-    elif study.out.is_dir() and any(study.out.iterdir()):
-        raise InputError(f"{study.out} is not empty and holds no study; give another --out")
-    write_atomically(path, json.dumps(told, indent=2) + "\n")
-
-
 def carry_out(
     study: Study, ranks: int, submit: str | None = None, scoring: Sequence[str] = ()
 ) -> dict[str, Any] | None:
@@ -142,12 +127,14 @@ def carry_out(
     for number, (arm, seed) in enumerate(study.runs, 1):
         run = study.run_folder(arm, seed)
         log.info("[%d/%d] %s", number, len(study.runs), run.name)
-        if _state(run) != "finished":
+        if state_of(run) != "finished":
             recipe = _write_recipe(study, arm, seed)
             if submit:
                 waiting.append(_submitted(study, run, recipe, submit))
                 continue
-            _train(study, run, recipe, ranks)
+            alone = [sys.executable, "-m", "dft_mm", "train", str(recipe)]
+            command = deepspeed_command(ranks, str(recipe)) if ranks > 1 else alone
+            train_run(run, command, Path.cwd(), study.out / "study.log", _environment())
         if not (study.results_folder(arm, seed) / "results.json").is_file():
             command = [sys.executable, "-m", "dft_mm", "eval", study.suite_name, "--model", str(run / "export")]
             command += ["--out", str(study.results_folder(arm, seed)), *scoring]
@@ -167,22 +154,12 @@ def _write_recipe(study: Study, arm: Arm, seed: int) -> Path:
     return path
 
 
-def _train(study: Study, run: Path, recipe: Path, ranks: int) -> None:
-    alone = [sys.executable, "-m", "dft_mm", "train", str(recipe)]
-    command = deepspeed_command(ranks, str(recipe)) if ranks > 1 else alone
-    run_command(command, Path.cwd(), study.out / "study.log", _environment())
-    if _state(run) == "stopped":
-        raise Stopped(f"training {run.name} was stopped; the same command goes on from there")
-    if _state(run) != "finished":
-        raise RuntimeError(f"training {run.name} ended as {_state(run)}; {study.out / 'study.log'} tells more")
-
-
 def _submitted(study: Study, run: Path, recipe: Path, submit: str) -> str:
     """Queue a run, unless it is queued or running; what became of it, in words."""
     path = study.out / "submitted.json"
     queued = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if run.name in queued and _state(run) not in ("failed", "stopped"):
-        return f"{run.name} ({_state(run) or 'not begun'}: {queued[run.name]})"
+    if run.name in queued and state_of(run) not in ("failed", "stopped"):
+        return f"{run.name} ({state_of(run) or 'not begun'}: {queued[run.name]})"
     done = subprocess.run([*shlex.split(submit), str(recipe)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"--submit: {submit} {recipe} failed: {done.stderr.strip() or done.stdout.strip()}")
@@ -196,12 +173,6 @@ def _environment() -> dict[str, str]:
     import torch
 
     return {} if torch.cuda.is_available() else {**CPU_ENVIRONMENT, **os.environ}
-
-
-def _state(run: Path) -> str | None:
-    status = run / "STATUS.json"
-    state = json.loads(status.read_text(encoding="utf-8"))["state"] if status.is_file() else None
-    return state if state != "finished" or (run / "export").is_dir() else None
 
 
 def _finish(study: Study) -> dict[str, Any]:

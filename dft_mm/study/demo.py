@@ -17,13 +17,13 @@ import yaml
 from dft_mm import __version__
 from dft_mm.config import Recipe, to_yaml
 from dft_mm.dist import log
-from dft_mm.errors import InputError, Stopped
 from dft_mm.report.page import write_report
 from dft_mm.report.read import read_results
 from dft_mm.report.tables import print_table, score_table
+from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare, read, verdict, write_comparison
 from dft_mm.study.digits import Sizes, write_data
-from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_on_cpu
+from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, state_of, train_run
 from dft_mm.study.tiny_reader import write_tiny_reader
 
 MODELS = ("warmup", "sft", "dft")
@@ -57,7 +57,7 @@ def demo(out: Path, settings: Settings = Settings()) -> None:
     """
     start = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, settings)
+    claim(out, "demo", {"dft_mm": __version__} | asdict(settings))
     os.environ.update(CPU_ENVIRONMENT)
     _make_inputs(out, settings)
     for number, name in enumerate(MODELS):
@@ -75,23 +75,6 @@ def demo(out: Path, settings: Settings = Settings()) -> None:
     print("\n".join(comparison))
     minutes = (time.monotonic() - start) / 60
     print(f"\n{minutes:.1f} minutes. The page with curves, histograms and pictures: {out / 'report.html'}")
-
-
-def _claim(out: Path, settings: Settings) -> None:
-    """Write down what this folder is for; raise InputError when it is for something else."""
-    wanted = json.loads(json.dumps({"dft_mm": __version__} | asdict(settings)))
-    path = out / "demo.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{k}: {found.get(k)!r} -> {wanted.get(k)!r}" for k in wanted if found.get(k) != wanted.get(k)]
-        if changed:
-            raise InputError(
-                f"{out} holds a demo made otherwise ({'; '.join(changed)}); remove it, or give another --out"
-            )
-    elif any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no demo; give another --out")
-    else:
-        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
 
 def _make_inputs(out: Path, settings: Settings) -> None:
@@ -165,22 +148,12 @@ def make_recipe(name: str, settings: Settings) -> Recipe:
 
 def _train(out: Path, name: str) -> None:
     run = out / "runs" / name
-    if _state(run) == "finished" and (run / "export").is_dir():
+    if state_of(run) == "finished":
         log.info("%s is there already", run)
         return
     if name == MODELS[0]:
         log.info("(DeepSpeed compiles a small library when it starts for the first time on a machine: about a minute)")
-    run_on_cpu(deepspeed_command(_RANKS, f"recipes/{name}.yaml"), out, out / "demo.log")
-    state = _state(run)
-    if state == "stopped":
-        raise Stopped(f"training {name} was stopped; the same command goes on from there")
-    if state != "finished":
-        raise RuntimeError(f"training {name} ended as {state}; {out / 'demo.log'} tells more")
-
-
-def _state(run: Path) -> str | None:
-    status = run / "STATUS.json"
-    return json.loads(status.read_text(encoding="utf-8"))["state"] if status.is_file() else None
+    train_run(run, deepspeed_command(_RANKS, f"recipes/{name}.yaml"), out, out / "demo.log", CPU_ENVIRONMENT)
 
 
 def _results_folder(out: Path, name: str, suite: str) -> Path:
@@ -194,7 +167,7 @@ def _score(out: Path, name: str) -> None:
             continue
         model, results = f"runs/{name}/export", f"runs/{name}/eval/{suite}"
         command = ["dft-mm", "eval", f"{suite}.yaml", "--model", model, "--out", results]
-        run_on_cpu(command, out, out / "demo.log")
+        run_command(command, out, out / "demo.log", CPU_ENVIRONMENT)
 
 
 def _comparison(out: Path) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
+from dft_mm.train.run_folder import read_status
 
 CPU_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 # What the launcher and libraries say besides, and tables that come again; the log file has it all.
@@ -32,11 +33,6 @@ def deepspeed_command(ranks: int, recipe: str) -> list[str]:
         port = probe.getsockname()[1]
     where = ["--num_gpus", str(ranks), "--master_port", str(port)]
     return ["deepspeed", *where, "--module", "dft_mm", "train", recipe]
-
-
-def run_on_cpu(command: Sequence[str], folder: Path, log_file: Path) -> None:
-    """`run_command`, one thread a process."""
-    run_command(command, folder, log_file, CPU_ENVIRONMENT)
 
 
 def run_command(command: Sequence[str], folder: Path, log_file: Path, environment: Mapping[str, str]) -> None:
@@ -71,6 +67,27 @@ def run_command(command: Sequence[str], folder: Path, log_file: Path, environmen
         raise RuntimeError(
             f"{' '.join(command)}: exit code {child.returncode}; all is in {log_file}, the end:\n{shown}"
         )
+
+
+def train_run(run: Path, command: Sequence[str], folder: Path, log_file: Path, environment: Mapping[str, str]) -> None:
+    """`run_command` for a training, whose launcher's exit code says little: `run`/STATUS.json tells how it ended.
+
+    Raises Stopped when it was stopped, RuntimeError when it did not finish.
+    """
+    run_command(command, folder, log_file, environment)
+    state = state_of(run)
+    if state == "stopped":
+        raise Stopped(f"training {run.name} was stopped; the same command goes on from there")
+    if state != "finished":
+        raise RuntimeError(f"training {run.name} ended as {state}; {log_file} tells more")
+
+
+def state_of(run: Path) -> str | None:
+    """The state in STATUS.json; of a run that is finished only when its export is there."""
+    status = read_status(run)
+    if status is None or (status["state"] == "finished" and not (run / "export").is_dir()):
+        return None
+    return status["state"]
 
 
 def _show_lines(file: TextIO) -> list[str]:

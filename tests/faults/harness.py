@@ -1,8 +1,6 @@
 """Real runs under DeepSpeed's launcher, to be killed, signalled and starved, and what is left of them afterwards."""
 
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -12,53 +10,24 @@ import uuid
 from pathlib import Path
 
 import psutil
-from rows import write_wethink
+from runs import Runs
 
 STEPS = 12
 _MARK = "DFT_MM_FAULT_TEST"
 _ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-class Runs:
+class FaultRuns(Runs):
     """Runs that differ in their name and what befalls them."""
 
     def __init__(self, folder, repo, free_port):
-        self.folder, self.free_port = folder, free_port
-        rows = write_wethink(folder / "data")
-        self.recipe = folder / "recipe.yaml"
-        self.recipe.write_text(
-            f"""
-name: unset
-output: {folder}/{{name}}
-deepspeed: {repo}/ds_configs/zero3.json
-model: {{path: builtin:tiny-vl, dtype: float32, lora: {{rank: 2, dropout: 0.1}}}}
-data:
-  train: [{{path: {rows}, format: wethink, images: {folder}/data/images}}]
-  max_length: 256
-  workers: 1
-loss: {{name: dft}}
-optim: {{lr: 1e-2, batch_size: 4}}
-train: {{max_steps: {STEPS}, epochs: 9, micro_tokens: 256, save_every: 3, hang_minutes: 1}}
-"""
-        )
-
-    def path(self, name):
-        return self.folder / name
-
-    def status(self, name):
-        path = self.path(name) / "STATUS.json"
-        return json.loads(path.read_text()) if path.is_file() else {"state": None, "step": 0, "reason": ""}
-
-    def metrics(self, name):
-        path = self.path(name) / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-    def weights(self, name):
-        (file,) = (self.path(name) / "export").glob("*model.safetensors")
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-
-    def checkpoints(self, name):
-        return sorted(path.name for path in (self.path(name) / "checkpoints").glob("step-*"))
+        super().__init__(
+            folder, repo, free_port,
+            model="lora: {rank: 2, dropout: 0.1}",
+            data="workers: 1",
+            optim="lr: 1e-2, batch_size: 4",
+            train=f"max_steps: {STEPS}, epochs: 9, micro_tokens: 256, save_every: 3, hang_minutes: 1",
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def started(self, name, *words, ranks=2, prelude=None):

@@ -4,17 +4,9 @@ import re
 import signal
 
 import pytest
-from faults.harness import STEPS, Runs
+from faults.harness import STEPS
 
 EXACT = ("step", "loss", "ce", "grad_norm", "p_hist", "tokens", "examples", "lr")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, repo, free_port):
-    runs = Runs(tmp_path_factory.mktemp("faults"), repo, free_port)
-    code, output = runs("whole")
-    assert code == 0, output
-    return runs
 
 
 SLOW_STEPS = """

@@ -11,21 +11,13 @@ import time
 
 import psutil
 import pytest
-from faults.harness import STEPS, Runs
+from faults.harness import STEPS
 from faults.test_faults import assert_equals_whole
 from safetensors.torch import load_file
 
 from dft_mm.train.verify import newest_whole, verify
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, repo, free_port):
-    runs = Runs(tmp_path_factory.mktemp("soak"), repo, free_port)
-    code, output = runs("whole")
-    assert code == 0, output
-    return runs
 
 
 def kill_all(run):

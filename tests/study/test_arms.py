@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dft_mm.errors import InputError, Stopped
-from dft_mm.study import arms
+from dft_mm.study import arms, launch
 from dft_mm.study.arms import arms_of, carry_out, study_of
 
 
@@ -72,7 +72,8 @@ def commands(monkeypatch):
         entry = {"metrics": {}, "status": {}, "samples": 1, "judge": "rule"}
         (out / "results.json").write_text(json.dumps({"suite": "s", "model": "m", "benchmarks": {"digits": entry}}))
 
-    monkeypatch.setattr(arms, "run_command", run)
+    for module in (arms, launch):
+        monkeypatch.setattr(module, "run_command", run)
     monkeypatch.setattr(arms, "write_report", lambda *_: None)
     return given
 
@@ -94,7 +95,7 @@ def test_every_arm_is_trained_and_scored_with_every_seed_and_a_difference_found(
 
 
 def test_a_study_goes_on_where_it_was_stopped_and_takes_further_seeds(recipe, commands, monkeypatch):
-    real, left = arms.run_command, [5]
+    real, left = launch.run_command, [5]
 
     def stopped(*arguments):
         left[0] -= 1
@@ -102,10 +103,12 @@ def test_a_study_goes_on_where_it_was_stopped_and_takes_further_seeds(recipe, co
             raise Stopped("stopped")
         real(*arguments)
 
-    monkeypatch.setattr(arms, "run_command", stopped)
+    for module in (arms, launch):
+        monkeypatch.setattr(module, "run_command", stopped)
     with pytest.raises(Stopped):
         carry_out(study(recipe), ranks=1)
-    monkeypatch.setattr(arms, "run_command", real)
+    for module in (arms, launch):
+        monkeypatch.setattr(module, "run_command", real)
     carry_out(study(recipe), ranks=1)
     assert len(commands) == 12
     carry_out(study(recipe, seeds=(0, 1, 2, 3)), ranks=2)
@@ -115,7 +118,7 @@ def test_a_study_goes_on_where_it_was_stopped_and_takes_further_seeds(recipe, co
 
 def test_a_folder_holds_one_study(recipe, commands):
     study(recipe)
-    with pytest.raises(InputError, match="another arms"):
+    with pytest.raises(InputError, match="made otherwise"):
         study(recipe, vary=("loss.name=sft,eaft",))
     (recipe.parent / "full").mkdir()
     (recipe.parent / "full/file").touch()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dft_mm.study.launch import deepspeed_command, run_on_cpu
+from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command
 
 
 def test_output_is_shown_without_noise_and_kept_whole(tmp_path, caplog):
     caplog.set_level("INFO", logger="dft_mm")
     code = "import os; print('[2026-01-01] noise'); print('step 1', os.environ['DS_ACCELERATOR'], os.getcwd())"
-    run_on_cpu([sys.executable, "-c", code], tmp_path, tmp_path / "log")
+    run_command([sys.executable, "-c", code], tmp_path, tmp_path / "log", CPU_ENVIRONMENT)
     shown = [record.getMessage() for record in caplog.records]
     assert f"  step 1 cpu {tmp_path}" in shown
     assert not any("noise" in line and not line.startswith("$") for line in shown)
@@ -22,7 +22,7 @@ def test_output_is_shown_without_noise_and_kept_whole(tmp_path, caplog):
 
 def test_a_failing_command_is_told_with_its_last_lines(tmp_path):
     with pytest.raises(RuntimeError, match=r"exit code 5.*\n.*because"):
-        run_on_cpu([sys.executable, "-c", "print('because'); raise SystemExit(5)"], tmp_path, tmp_path / "log")
+        run_command([sys.executable, "-c", "print('because'); raise SystemExit(5)"], tmp_path, tmp_path / "log", {})
 
 
 def test_a_signal_ends_the_command_and_all_that_it_started(tmp_path):
@@ -38,7 +38,7 @@ def test_a_signal_ends_the_command_and_all_that_it_started(tmp_path):
         launch._PATIENCE_S = 1.0
         folder = Path({str(tmp_path)!r})
         try:
-            launch.run_on_cpu([sys.executable, "-c", {child!r}], folder, folder / "log")
+            launch.run_command([sys.executable, "-c", {child!r}], folder, folder / "log", {{}})
         except Stopped as stop:
             print(stop)
     """

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rows import write_wethink
+from runs import Runs
 from safetensors.torch import load_file
 from started import done
 
@@ -21,29 +21,17 @@ KEYS = {
 }  # fmt: skip
 
 
-class Runs:
-    """Starts runs that differ in name only."""
+class LaunchedRuns(Runs):
+    """Runs on one rank, in a process, or on two under DeepSpeed's launcher."""
 
     def __init__(self, folder, repo, free_port):
-        self.folder, self.free_port = folder, free_port
-        rows = write_wethink(folder / "data")
-        self.recipe = folder / "recipe.yaml"
-        self.recipe.write_text(
-            f"""
-name: unset
-output: {folder}/{{name}}
-deepspeed: {repo}/ds_configs/zero3.json
-model: {{path: builtin:tiny-vl, dtype: float32, gradient_checkpointing: true}}
-data:
-  train: [{{path: {rows}, format: wethink, images: {folder}/data/images}}]
-  heldout_fraction: 0.2
-  max_length: 256
-  workers: 0
-loss: {{name: dft}}
-optim: {{lr: 1e-3, batch_size: 7}}
-train: {{max_steps: {STEPS}, epochs: 3, micro_tokens: 256, save_every: 2, heldout_every: 3}}
-"""
-        )
+        super().__init__(
+            folder, repo, free_port,
+            model="gradient_checkpointing: true",
+            data="heldout_fraction: 0.2\n  workers: 0",
+            optim="lr: 1e-3, batch_size: 7",
+            train=f"max_steps: {STEPS}, epochs: 3, micro_tokens: 256, save_every: 2, heldout_every: 3",
+        )  # fmt: skip
 
     def command(self, name, ranks, *words):
         start = [sys.executable, "-m", "dft_mm"]
@@ -61,20 +49,11 @@ train: {{max_steps: {STEPS}, epochs: 3, micro_tokens: 256, save_every: 2, heldou
         )
         return run.returncode, run.stdout + run.stderr
 
-    def status(self, name):
-        return json.loads((self.folder / name / "STATUS.json").read_text())
-
-    def metrics(self, name):
-        return [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
-
-    def weights(self, name):
-        return (self.folder / name / "export/model.safetensors").read_bytes()
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, repo, free_port):
     """Uninterrupted runs, and runs that were stopped after a step and started again."""
-    runs = Runs(tmp_path_factory.mktemp("runs"), repo, free_port)
+    runs = LaunchedRuns(tmp_path_factory.mktemp("runs"), repo, free_port)
     for ranks in (1, 2):
         code, output = runs(f"whole{ranks}", ranks)
         assert code == 0, output
