@@ -1,5 +1,6 @@
 """The files of a checkpoint, as DeepSpeed asks for them: hashed while written, and read as data, not as code."""
 
+import copyreg
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 _BUFFER = 2**24
 # What DeepSpeed's own shards hold besides tensors and plain values. Anything else in a shard is refused.
 _KNOWN = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, set]
+# Python before 3.11.4 writes a member of an enumeration as a call of getattr, which no reading can allow.
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 class ShardFiles(CheckpointEngine):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import nn
 
 from dft_mm.errors import InputError
@@ -267,6 +268,13 @@ def test_a_shard_is_data_and_not_code(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="Weights only load failed"):
         load_shard(tmp_path / "shard.pt")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_the_stage_comes_back_where_python_writes_enumerations_by_getattr(tmp_path, monkeypatch):
+    before_3_11_4 = lambda stage, protocol: (getattr, (type(stage), stage.name))  # noqa: E731
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", before_3_11_4)
+    ShardFiles(tmp_path).save({"zero_stage": ZeroStageEnum.weights}, str(tmp_path / "a.pt"))
+    assert load_shard(tmp_path / "a.pt")["zero_stage"] is ZeroStageEnum.weights
 
 
 def test_the_hash_is_of_what_was_handed_over(tmp_path):

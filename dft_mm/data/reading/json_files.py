@@ -5,6 +5,7 @@ them decodes nothing: a damaged row costs itself alone, and a file may be larger
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator
 from mmap import mmap
 from typing import Any, Literal, TypeAlias
@@ -19,19 +20,27 @@ _LINE = 1 << 26  # bytes; a first line longer than this is taken for all that th
 _NESTED = 8  # brackets within brackets that one regular expression walks; deeper ones are walked token by token
 _OPENING, _CLOSING = (b"{", b"["), {"list": b"]", "map": b"}"}
 
+
+def _many(body: bytes) -> bytes:
+    """Pattern of any number of `body`, of which nothing is given back."""
+    # Before 3.11.5 Python's own form loses its place where a body fails half-way (gh-106052); the other takes memory.
+    return rb"(?:" + body + rb")*+" if sys.version_info >= (3, 11, 5) else rb"(?>(?:" + body + rb")*)"
+
+
 # Possessive (`*+`): nothing is ever tried twice, so the time is linear in the bytes, whatever they are.
 _SPACE = re.compile(rb"[ \t\r\n]*+")
-_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+'  # without the quote that ends it
+_TEXT = rb'"[^"\\]*+' + _many(rb'\\.[^"\\]*+')  # without the quote that ends it
 _KEY = re.compile(_TEXT + rb'"', re.DOTALL)
 _TOKEN = re.compile(_TEXT + rb'"?|[\[\]{}]', re.DOTALL)
-_PLAIN = re.compile(rb'[^"\[\]{},]*+(?:' + _TEXT + rb'"[^"\[\]{},]*+)*+', re.DOTALL)
+_PLAIN = re.compile(rb'[^"\[\]{},]*+' + _many(_TEXT + rb'"[^"\[\]{},]*+'), re.DOTALL)
 
 
 def _brackets(nested: int) -> bytes:
     """Pattern of a bracket up to the one that closes it; whether the two fit each other is left to the decoder."""
     inner = rb"(?!)"
     for _ in range(nested):
-        inner = rb'[\[{][^"\[\]{}]*+(?:(?:' + _TEXT + rb'"|' + inner + rb')[^"\[\]{}]*+)*+[\]}]'
+        member = rb"(?:" + _TEXT + rb'"|' + inner + rb")"
+        inner = rb'[\[{][^"\[\]{}]*+' + _many(member + rb'[^"\[\]{}]*+') + rb"[\]}]"
     return inner
 
 
