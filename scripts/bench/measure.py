@@ -82,8 +82,8 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were taken on."""
-    versions = {}
-    for package in VERSIONS:
+    versions: dict[str, str | None] = {"torch": str(torch.__version__)}  # with its build, such as +cpu
+    for package in VERSIONS[1:]:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
