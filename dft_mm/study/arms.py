@@ -24,7 +24,8 @@ from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.report.page import write_report
 from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare_arms, read, verdict, write_comparison
-from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, state_of, train_run
+from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, train_run
+from dft_mm.train.run_folder import state_of
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from dft_mm.report.tables import print_table, score_table
 from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare, read, verdict, write_comparison
 from dft_mm.study.digits import Sizes, write_data
-from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, state_of, train_run
+from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, train_run
 from dft_mm.study.tiny_reader import write_tiny_reader
+from dft_mm.train.run_folder import state_of
 
 MODELS = ("warmup", "sft", "dft")
 SUITES = {

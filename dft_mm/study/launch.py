@@ -16,7 +16,7 @@ from typing import TextIO
 
 from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
-from dft_mm.train.run_folder import read_status
+from dft_mm.train.run_folder import state_of
 
 CPU_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 # What the launcher and libraries say besides, and tables that come again; the log file has it all.
@@ -80,14 +80,6 @@ def train_run(run: Path, command: Sequence[str], folder: Path, log_file: Path, e
         raise Stopped(f"training {run.name} was stopped; the same command goes on from there")
     if state != "finished":
         raise RuntimeError(f"training {run.name} ended as {state}; {log_file} tells more")
-
-
-def state_of(run: Path) -> str | None:
-    """The state in STATUS.json; of a run that is finished only when its export is there."""
-    status = read_status(run)
-    if status is None or (status["state"] == "finished" and not (run / "export").is_dir()):
-        return None
-    return status["state"]
 
 
 def _show_lines(file: TextIO) -> list[str]:

@@ -24,14 +24,11 @@ from transformers import AttentionInterface, AutoConfig, PreTrainedModel
 from dft_mm.batch import Batch
 from dft_mm.config import Recipe
 from dft_mm.families import Family
-from dft_mm.loss.family import FORMS, Objective
+from dft_mm.loss.family import Objective
 from dft_mm.loss.head import tile_shape
 from dft_mm.model.attention import PACKED, pack_tower
-from dft_mm.model.freeze import freeze
 from dft_mm.model.load import Processing, read_family, resolve
-from dft_mm.model.lora import add_lora
-from dft_mm.train.engine import checkpoint_activations
-from dft_mm.train.feed import losses_of
+from dft_mm.train.build import assemble, reference_path
 from dft_mm.train.module import Trainable
 
 KERNEL, EAGER = "flash_rehearsed", "eager_rehearsed"
@@ -44,19 +41,13 @@ def skeleton(recipe: Recipe, processing: Processing, gpu: bool = True) -> Traina
     Args:
         gpu: with stand-ins for what GPUs have kernels for; else what runs on a CPU.
     """
-    family, path = processing.family, str(processing.folder)
-    model: Any = _empty(path, recipe, gpu)
-    if recipe.model.lora:
-        with torch.device("meta"):
-            model = add_lora(model, family, recipe.model.lora)
-    if recipe.model.freeze:
-        freeze(model, family, recipe.model.freeze)
-    module = Trainable(model, _reference(recipe, gpu), recipe.train.log_entropy, recipe.train.skip_budget).train()
+    path = reference_path(recipe)
+    model, reference = _empty(str(processing.folder), recipe, gpu), _empty(path, recipe, gpu) if path else None
+    with torch.device("meta"):
+        module = assemble(model, reference, recipe, processing.family, {})
     head = module.core.lm_head
     head.__class__ = _Head
     head.multiplies_mixed = gpu and recipe.model.dtype == "bfloat16"
-    if recipe.model.gradient_checkpointing:
-        checkpoint_activations(module.core, family, {})
     return module
 
 
@@ -74,14 +65,6 @@ def _empty(path: str, recipe: Recipe, gpu: bool) -> PreTrainedModel:
     if family.has_vision:
         pack_tower(model, KERNEL if recipe.model.attention != "eager" else None)
     return model
-
-
-def _reference(recipe: Recipe, gpu: bool) -> PreTrainedModel | None:
-    """The model that losses compare with, where it is one of its own."""
-    paths = {loss.reference for loss in losses_of(recipe) if FORMS[loss.name].needs_reference}
-    if not paths or (paths == {None} and recipe.model.lora):
-        return None
-    return _empty(paths.pop() or recipe.model.path, recipe, gpu)
 
 
 @dataclass(frozen=True)

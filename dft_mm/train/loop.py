@@ -12,26 +12,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from dft_mm import dist
 from dft_mm.config import Recipe
 from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
-from dft_mm.families import Family
-from dft_mm.loss.family import FORMS, Objective
-from dft_mm.model.freeze import freeze
-from dft_mm.model.load import fingerprint, load_model, load_processing, resolve
-from dft_mm.model.lora import add_lora
+from dft_mm.loss.family import Objective
+from dft_mm.model.load import fingerprint, load_processing, resolve
 from dft_mm.progress import progress
 from dft_mm.signals import StopRequests
+from dft_mm.train.build import build_module
 from dft_mm.train.checkpoint import Checkpoints, SaveError, load
-from dft_mm.train.engine import build_engine, checkpoint_activations, deepspeed_config, zero_stage
+from dft_mm.train.engine import build_engine, deepspeed_config, zero_stage
 from dft_mm.train.export import export_live
-from dft_mm.train.feed import RunData, heldout_batches, load_data, losses_of, train_batches, write_batches
+from dft_mm.train.feed import RunData, heldout_batches, load_data, train_batches, write_batches
 from dft_mm.train.lifecycle import Run, reported
-from dft_mm.train.module import Trainable
-from dft_mm.train.run_folder import MetricsFile, locked_run, open_run, read_status
+from dft_mm.train.run_folder import MetricsFile, locked_run, open_run, state_of
 from dft_mm.train.schedule import lr_factor
 from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
 from dft_mm.train.telemetry import Spikes
@@ -70,7 +66,7 @@ def train(
         dist.on_main(lambda: held.enter_context(locked_run(folder)) and None)
         dist.on_main(lambda: open_run(folder, recipe, config, accept_changes))
         _check_shared(folder)
-        if dist.on_main(lambda: _is_finished(folder)):
+        if dist.on_main(lambda: state_of(folder)) == "finished":
             log.info("%s is finished; its result is in %s", recipe.name, folder / "export")
             return
         with reported(recipe, requests) as run:
@@ -112,46 +108,10 @@ def _check_shared(folder: Path) -> None:
         )
 
 
-def build_module(recipe: Recipe, family: Family, config: dict[str, Any]) -> Trainable:
-    """The model with its loss head, frozen parts and adapters, in training mode."""
-    torch.manual_seed(recipe.seed)  # adapters start from random numbers
-    partition = config if zero_stage(config) == 3 else None
-    lora = recipe.model.lora
-    held = {"quantize": lora.quantize if lora else None, "packed": recipe.data.pack}
-    model = load_model(recipe.model.path, recipe.model.dtype, recipe.model.attention, partition, **held)
-    if lora:
-        model = add_lora(model, family, lora)
-    if recipe.model.freeze:
-        freeze(model, family, recipe.model.freeze)
-    wanted = {"entropy": recipe.train.log_entropy, "skip_budget": recipe.train.skip_budget}
-    module = Trainable(model, _reference(recipe, partition), **wanted).train()
-    if recipe.model.gradient_checkpointing:
-        checkpoint_activations(module.core, family, config)
-    return module
-
-
-def _reference(recipe: Recipe, partition: dict[str, Any] | None) -> PreTrainedModel | None:
-    """The model that the recipe's losses compare with; None where none does, or adapters can be taken off for it."""
-    losses = [loss for loss in losses_of(recipe) if FORMS[loss.name].needs_reference]
-    paths = {loss.reference for loss in losses}
-    if len(paths) > 1:
-        named = ", ".join(sorted(str(path or recipe.model.path) for path in paths))
-        raise InputError(f"loss.reference: all losses of a run share one reference; these have {named}")
-    if not losses or (paths == {None} and recipe.model.lora):
-        return None
-    path = paths.pop() or recipe.model.path
-    return load_model(path, recipe.model.dtype, recipe.model.attention, partition, packed=recipe.data.pack)
-
-
 def _fingerprint(model: nn.Module) -> str:
     """Names, shapes and trainability of all parameters: a checkpoint fits exactly the models that share it."""
     lines = [f"{n} {tuple(getattr(p, 'ds_shape', p.shape))} {p.requires_grad}" for n, p in model.named_parameters()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _is_finished(folder: Path) -> bool:
-    status = read_status(folder)
-    return status is not None and status["state"] == "finished" and (folder / "export").is_dir()
 
 
 def _resume(engine: Any, folder: Path, identity: dict[str, Any]) -> int:

@@ -53,6 +53,14 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def state_of(run: Path) -> State | None:
+    """The state in STATUS.json; of a run that is finished only when its export is there."""
+    status = read_status(run)
+    if status is None or (status["state"] == "finished" and not (run / "export").is_dir()):
+        return None
+    return status["state"]
+
+
 def provenance() -> dict[str, Any]:
     """Versions, commit and command line: what somebody needs to do it again."""
     # This package's own repository, when it is one: the user's working directory may be another project's.

@@ -30,9 +30,9 @@ from dft_mm.study.launch import CPU_ENVIRONMENT
 from dft_mm.study.memory import per_rank, shapes_of
 from dft_mm.study.plan import heaviest
 from dft_mm.study.rehearsal import rehearse, skeleton
+from dft_mm.train.build import build_module
 from dft_mm.train.engine import build_engine, deepspeed_config
 from dft_mm.train.feed import load_data
-from dft_mm.train.loop import build_module
 from dft_mm.train.step import train_step
 from scripts.bench.step_setup import QWEN_1_5B, QWEN_VL_3B, REPO, Setting, write_model, write_rows
 

@@ -17,9 +17,9 @@ from dft_mm.batch import IGNORE_INDEX
 from dft_mm.loss.family import Objective
 from dft_mm.model.freeze import freeze, parameter_groups
 from dft_mm.model.load import load_model
+from dft_mm.train.build import build_module
 from dft_mm.train.engine import build_engine, deepspeed_config
 from dft_mm.train.feed import train_batches
-from dft_mm.train.loop import build_module
 from dft_mm.train.step import train_step
 from scripts.bench.measure import REPO
 from scripts.bench.step_setup import Setup

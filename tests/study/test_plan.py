@@ -19,8 +19,8 @@ from dft_mm.study import plan as planning
 from dft_mm.study.memory import Shapes, Weight, per_rank
 from dft_mm.study.plan import DEVICES, heaviest, launch_line, plan, to_text
 from dft_mm.study.rehearsal import Event, rehearse, skeleton
+from dft_mm.train.build import build_module
 from dft_mm.train.feed import load_data
-from dft_mm.train.loop import build_module
 from scripts.bench.measure import peak_bytes
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from dft_mm.config import load_recipe
 from dft_mm.errors import InputError
 from dft_mm.model.load import resolve
-from dft_mm.train.loop import build_module
+from dft_mm.train.build import build_module
 
 pytestmark = pytest.mark.long
 

@@ -1,8 +1,10 @@
 """The files of a run: what a crash leaves behind must not be believed."""
 
+import errno
 import json
 
 import pytest
+import yaml
 
 from dft_mm.config import Recipe
 from dft_mm.errors import InputError
@@ -42,6 +44,57 @@ def test_a_folder_with_checkpoints_of_another_recipe_is_refused(tmp_path):
     open_run(tmp_path, recipe(optim={"lr": 1.0}, train={"keep": 5}), {})  # changes no step
     with pytest.raises(InputError, match=r"optim\.lr: 1\.0 -> 2\.0"):
         open_run(tmp_path, recipe(optim={"lr": 2.0}), {})
+
+
+def test_another_recipe_may_be_accepted_and_is_written_down(tmp_path):
+    open_run(tmp_path, recipe(optim={"lr": 1.0}), {})
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
+    open_run(tmp_path, recipe(optim={"lr": 2.0}), {}, accept_changes=True)
+    (line,) = (tmp_path / "changes.jsonl").read_text().splitlines()
+    assert json.loads(line)["changed"] == ["optim.lr: 1.0 -> 2.0"]
+    open_run(tmp_path, recipe(optim={"lr": 2.0}), {})
+
+
+def test_a_key_that_came_after_the_run_was_begun_is_no_change(tmp_path):
+    open_run(tmp_path, recipe(), {})
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
+    known = tmp_path / "recipe.yaml"
+    values = yaml.safe_load(known.read_text())
+    del values["loss"]["top_k"]
+    known.write_text(yaml.safe_dump(values))
+    open_run(tmp_path, recipe(), {})
+
+
+class Full:
+    """A file that takes so many bytes more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        part = content[: self.room]
+        self.room -= len(part)
+        if not part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(part)
+
+
+def test_a_line_that_a_full_disk_does_not_take_waits_and_leaves_no_half(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    assert metrics.write({"step": 1}) is None
+    metrics._file = Full(metrics._file, 5)
+    assert "No space left on device" in metrics.write({"step": 2})
+    assert path.read_text() == '{"step": 1}\n'
+    with pytest.raises(OSError, match="No space"):
+        metrics.sync()
+    assert "2 lines wait" in metrics.write({"step": 3})
+    metrics._file.room = 1000
+    metrics.sync()
+    assert path.read_text() == "".join(f'{{"step": {k}}}\n' for k in (1, 2, 3))
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):
