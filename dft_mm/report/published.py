@@ -13,25 +13,37 @@ from dft_mm.report.tables import Cell, Table
 class Published:
     """A row of a published table."""
 
-    label: str
+    paper: str
+    table: str
+    """Its number."""
+    model: str
+    method: str
+    setting: str | None
+    """Where a table has a method in several."""
     percent: dict[str, float]
     """By the name of a benchmark, of a benchmark and its metric, or of an average."""
 
+    @property
+    def label(self) -> str:
+        place = ", ".join([self.paper, f"Table {self.table}", *([self.setting] if self.setting else [])])
+        return f"{self.model} {self.method} ({place})"
 
-def published(models: Sequence[str]) -> list[Published]:
-    """All published rows of these models, as the paper names them; InputError for one that it does not have."""
+
+def published(models: Sequence[str], table: str | None = None) -> list[Published]:
+    """All published rows of these models, as the paper names them, or those of one table; InputError for a model that
+    the paper does not have."""
     path = Path(__file__).parents[2] / "eval" / "published.json"
     told = json.loads(path.read_text(encoding="utf-8"))
     rows, known = [], dict.fromkeys(row["model"] for table in told["tables"].values() for row in table["rows"])
     for model in models:
         if model not in known:
             raise InputError(f"--published {model}: no published row has that name; there are {', '.join(known)}")
-        for number, table in told["tables"].items():
-            for row in table["rows"]:
-                if row["model"] == model:
-                    setting = f", {row['setting']}" if "setting" in row else ""
-                    place = f"{told['paper']}, Table {number}{setting}"
-                    rows.append(Published(f"{model} {row['method']} ({place})", row["percent"]))
+        rows += [
+            Published(told["paper"], number, model, row["method"], row.get("setting"), row["percent"])
+            for number, content in told["tables"].items()
+            for row in content["rows"]
+            if row["model"] == model and table in (None, number)
+        ]
     return rows
 
 

@@ -135,11 +135,11 @@ def carry_out(
                 continue
             alone = [sys.executable, "-m", "dft_mm", "train", str(recipe)]
             command = deepspeed_command(ranks, str(recipe)) if ranks > 1 else alone
-            train_run(run, command, Path.cwd(), study.out / "study.log", _environment())
+            train_run(run, command, Path.cwd(), study.out / "study.log", machine_environment())
         if not (study.results_folder(arm, seed) / "results.json").is_file():
             command = [sys.executable, "-m", "dft_mm", "eval", study.suite_name, "--model", str(run / "export")]
             command += ["--out", str(study.results_folder(arm, seed)), *scoring]
-            run_command(command, Path.cwd(), study.out / "study.log", _environment())
+            run_command(command, Path.cwd(), study.out / "study.log", machine_environment())
     if waiting:
         log.info("queued: %s. Run the same command again when they are done", "; ".join(waiting))
         return None
@@ -169,7 +169,7 @@ def _submitted(study: Study, run: Path, recipe: Path, submit: str) -> str:
     return f"{run.name} ({queued[run.name]})"
 
 
-def _environment() -> dict[str, str]:
+def machine_environment() -> dict[str, str]:
     """On a machine without a GPU one thread a process; what the user has set stays."""
     import torch
 
