@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # DeepSpeed compiles a small communication library on its first CPU start and needs ninja on the PATH for it.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install demo test test-long soak lint bench bench-gpu clean
+.PHONY: install demo test test-long soak lint bench bench-gpu paper-tiny clean
 install: $(VENV)/.installed $(VENV)/.languages
 
 # torch is installed by its constraint first: an unpinned one would pull gigabytes of CUDA onto machines without a GPU.
@@ -47,7 +47,12 @@ bench: install
 	$(RUN) -m scripts.bench.images --images $(DATA)/mathvision --sizes 640x480 --out scripts/bench/results/images.json
 	$(RUN) -m scripts.bench.readme
 
-# The same for one large GPU. `make bench-gpu DRY=1` tries all of it in tiny sizes on any machine and keeps no figures;
+# The paper's tables and figures, each script whole with tiny models on the sample rows of DATA: half an hour.
+PAPER := table1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 figure3 prompt_diversity
+paper-tiny: install
+	for name in $(PAPER); do echo "== $$name"; $(RUN) -m scripts.paper.$$name --tiny --data $(DATA) || exit 1; done
+
+# The benches for one large GPU. `make bench-gpu DRY=1` tries all of it in tiny sizes on any machine and keeps no figures;
 # `make bench-gpu RUN=python3 INSTALLED=` uses an environment that is there already.
 INSTALLED ?= install
 bench-gpu: $(INSTALLED)

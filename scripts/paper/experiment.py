@@ -84,6 +84,10 @@ class Options:
 
 def options(about: str, words: Sequence[str] | None = None, out: str = "") -> Options:
     """Read the command line of a table's script."""
+    return from_words(command_line(about, out).parse_intermixed_args(words), out)
+
+
+def command_line(about: str, out: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
     parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of runs and table (default: {out})")
@@ -98,7 +102,10 @@ def options(about: str, words: Sequence[str] | None = None, out: str = "") -> Op
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="--tiny: folder of real sample rows"
     )
-    given = parser.parse_intermixed_args(words)
+    return parser
+
+
+def from_words(given: argparse.Namespace, out: str) -> Options:
     seeds = tuple(int(seed) for seed in given.seeds.split(","))
     models = tuple(name for name in given.models.split(",") if name)
     out_folder = given.out.with_name(f"{given.out.name}_tiny") if given.tiny and given.out == Path(out) else given.out

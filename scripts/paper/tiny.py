@@ -29,7 +29,7 @@ def tiny_changes(suite: str, data: Path) -> tuple[str, ...]:
     images = f", images: {data / pictures}" if pictures else ""
     return (
         "model.dtype=float32", "model.gradient_checkpointing=false",
-        f"data.train=[{{path: {_there(data / path)}, format: {layout}, limit: 48{images}}}]",
+        f"data.train=[{{path: {there(data / path)}, format: {layout}, limit: 48{images}}}]",
         "data.heldout_fraction=0", "data.max_length=768", "data.max_pixels=50176", "data.workers=0",
         "data.bad_rows=0.2", "optim.batch_size=4", "train.micro_tokens=1024", "train.epochs=1", "train.max_steps=2",
     )  # fmt: skip
@@ -42,7 +42,7 @@ def tiny_suite(suite: str, data: Path, out: Path) -> Path:
     told = yaml.safe_load(named_files("suites")[suite].read_text(encoding="utf-8"))
     for bench in told["benchmarks"]:
         languages = f"multipl_e/humaneval-{bench.get('split')}.jsonl"
-        bench["data"] = str(_there(data / _QUESTIONS.get(bench["task"], languages)))
+        bench["data"] = str(there(data / _QUESTIONS.get(bench["task"], languages)))
         bench["limit"] = _LIMITS.get(bench["task"], 2)
     told["sampling"] |= {"max_tokens": 8}
     if "samples" in told["sampling"]:
@@ -53,7 +53,8 @@ def tiny_suite(suite: str, data: Path, out: Path) -> Path:
     return path
 
 
-def _there(path: Path) -> Path:
+def there(path: Path) -> Path:
+    """The path, made absolute; InputError when nothing is there."""
     if not path.exists():
         raise InputError(f"{path} is not there: --tiny learns from real sample rows; say where they are by --data DIR")
     return path.resolve()

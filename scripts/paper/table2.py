@@ -1,0 +1,92 @@
+"""Table 2 (section 4.2), offline RL with Qwen2.5-Math-1.5B: four answers of its own to each of 100,000 questions, the
+correct ones learned by SFT (which is RFT) and by DFT, pairs of a correct and a wrong one by DPO; and online GRPO and
+RLOO on the same questions, through TRL. PPO, and online runs at scale: scripts/paper/verl.py.
+
+    pip install -e ".[rl]"
+    python -m scripts.paper.data.numinamath && python -m scripts.paper.data.questions
+    python -m scripts.paper.table2 --ranks 8 --scoring "--backend vllm"
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.paper.experiment import (
+    METHODS,
+    REPO,
+    TINY_NOTE,
+    Findings,
+    Model,
+    Options,
+    Scored,
+    command_line,
+    from_words,
+    score,
+    script,
+    train,
+    write,
+)  # fmt: skip
+from scripts.paper.offline import Sampled, sampled
+
+MODEL = Model("Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-1.5B")
+RECIPE = str(REPO / "scripts/recipes/qwen2_5_math_1_5b_numinamath_dft.yaml")
+OUT = "runs/paper/table2"
+RFT = METHODS | {"sft": "RFT"}
+"""SFT on answers of one's own that are correct is rejection sampling fine-tuning."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = command_line(__doc__ or "", OUT)
+    parser.add_argument("--baselines", default="dpo,grpo,rloo", help="which are trained (default: dpo,grpo,rloo)")
+    given = parser.parse_intermixed_args(words)
+    return script(lambda: table(from_words(given, OUT), given.baselines.split(",") if given.baselines else []))
+
+
+def table(wanted: Options, baselines: Sequence[str]) -> str | None:
+    suite, model, changes = setting(wanted)
+    recipe_changes = (*changes, f"model.path={model}", *wanted.overrides)
+    answers = sampled(RECIPE, recipe_changes, wanted)
+    rows = [Scored(MODEL.name, "base", (score(model, wanted.out / "base" / MODEL.name, suite, wanted),))]
+    for method in baselines:
+        export = train_baseline(method, recipe_changes, answers, wanted)
+        rows.append(Scored(MODEL.name, method.upper(), (score(str(export), export.parent, suite, wanted),)))
+    study = wanted.out / MODEL.name
+    trained = train(RECIPE, (*recipe_changes, answers.source), suite, ("sft", "dft"), study, wanted)
+    if trained is None:
+        return None
+    rows += [Scored(MODEL.name, RFT[loss], results) for loss, results in trained.items()]
+    kept = len((answers.folder / "correct.jsonl").read_text(encoding="utf-8").splitlines())
+    notes = [f"{kept} correct answers were learned from (sft is RFT); the paper had about 140,000."]
+    return write(Findings("2", rows, [study], [*([TINY_NOTE] if wanted.tiny else []), *notes]), wanted.out)
+
+
+def setting(wanted: Options) -> tuple[str, str, tuple[str, ...]]:
+    """Suite, model's path, and what is changed in the recipe."""
+    if not wanted.tiny:
+        return "math", MODEL.path, ()
+    from scripts.paper.tiny import tiny_changes, tiny_suite
+
+    return str(tiny_suite("math", wanted.data, wanted.out)), "builtin:tiny-lm", tiny_changes("math", wanted.data)
+
+
+def train_baseline(method: str, changes: Sequence[str], answers: Sampled, wanted: Options) -> Path:
+    """The model folder of a baseline, trained if it is not there."""
+    from dft_mm.study.arms import machine_environment
+    from dft_mm.study.launch import run_command
+
+    out = wanted.out / method
+    if not (out / "export").is_dir():
+        data = answers.pairs if method == "dpo" else answers.questions
+        words = [method, RECIPE, *changes, "--data", str(data), "--out", str(out)]
+        if wanted.tiny:
+            words += ["--steps", "2"]
+        alone = [sys.executable, "-m", "scripts.paper.baselines"]
+        launcher = ["deepspeed", "--num_gpus", str(wanted.ranks), "--module", "scripts.paper.baselines"]
+        out.mkdir(parents=True, exist_ok=True)
+        command = [*(launcher if wanted.ranks > 1 else alone), *words]
+        run_command(command, Path.cwd(), out / "train.log", machine_environment())
+    return out / "export"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
