@@ -48,6 +48,8 @@ class Study:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     out: Path
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Names of the arms that are compared, A and B; none: every two."""
 
     def run_folder(self, arm: Arm, seed: int) -> Path:
         return self.out / "runs" / f"{arm.name}-s{seed}"
@@ -76,9 +78,24 @@ def study_of(
 
     Raises InputError for a wrong recipe of any arm, fewer than two arms, or a folder that holds another study.
     """
-    arms = arms_of(vary)
+    return study_of_arms(recipe, overrides, suite, arms_of(vary), seeds, out)
+
+
+def study_of_arms(
+    recipe: Path,
+    overrides: Sequence[str],
+    suite: str,
+    arms: tuple[Arm, ...],
+    seeds: Sequence[int],
+    out: Path,
+    pairs: tuple[tuple[str, str], ...] = (),
+) -> Study:
+    """`study_of` for arms that have names of their own, of which only some are compared: p-values are then corrected
+    for the number of these comparisons."""
     base = load_recipe(recipe, overrides)
-    study = Study(base, recipe, tuple(overrides), load_suite(suite), suite, arms, tuple(seeds) or (base.seed,), out)
+    study = Study(
+        base, recipe, tuple(overrides), load_suite(suite), suite, arms, tuple(seeds) or (base.seed,), out, pairs
+    )
     for arm in arms:
         load_recipe(recipe, [*overrides, *arm.changes])
     # Further seeds are welcome.
@@ -178,7 +195,7 @@ def machine_environment() -> dict[str, str]:
 
 def _finish(study: Study) -> dict[str, Any]:
     results = {arm.name: [read(study.results_folder(arm, seed)) for seed in study.seeds] for arm in study.arms}
-    comparison = compare_arms(results)
+    comparison = compare_arms(results, study.pairs)
     comparison["notes"] = _same_examples(study)
     names = " and ".join(arm.name for arm in study.arms)
     write_comparison(comparison, study.out)
@@ -195,13 +212,14 @@ def _finish(study: Study) -> dict[str, Any]:
 def _same_examples(study: Study) -> list[str]:
     """Notes where arms did not see the same examples in the same steps."""
     notes = []
+    compared = study.pairs or [(arm.name, study.arms[0].name) for arm in study.arms[1:]]
     for seed in study.seeds:
-        seen = [_steps(study.run_folder(arm, seed)) for arm in study.arms]
+        seen = {arm.name: _steps(study.run_folder(arm, seed)) for arm in study.arms}
         notes += [
-            f"seed {seed}: {arm.name} did not see the same examples in the same steps as {study.arms[0].name}, by what "
-            "was varied: its difference is not one of the loss alone"
-            for arm, steps in zip(study.arms, seen)
-            if steps != seen[0]
+            f"seed {seed}: {a} did not see the same examples in the same steps as {b}, by what was varied: its "
+            "difference is not one of the loss alone"
+            for a, b in compared
+            if seen[a] != seen[b]
         ]
     return notes
 

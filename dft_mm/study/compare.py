@@ -48,12 +48,13 @@ def compare(pairs: Sequence[tuple[Results, Results]]) -> dict[str, Any]:
     return _judged([row for pair in pairs for row in _comparisons([pair])], pairs)
 
 
-def compare_arms(arms: Mapping[str, Sequence[Results]]) -> dict[str, Any]:
-    """The same for every two arms of a study, each with one result a seed, in the same order of seeds."""
+def compare_arms(arms: Mapping[str, Sequence[Results]], compared: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The same for arms of a study, each with one result a seed, in the same order of seeds: those pairs that are to be
+    compared, or every two."""
     rows: list[dict[str, Any]] = []
     pairs: list[tuple[Results, Results]] = []
-    for (a, ours), (b, theirs) in itertools.combinations(arms.items(), 2):
-        seeds = list(zip(ours, theirs, strict=True))
+    for a, b in compared or itertools.combinations(arms, 2):
+        seeds = list(zip(arms[a], arms[b], strict=True))
         rows += [{"a": a, "b": b} | row for row in _comparisons(seeds)]
         pairs += seeds
     return _judged(rows, pairs)

@@ -9,7 +9,7 @@ import yaml
 
 from dft_mm.errors import InputError, Stopped
 from dft_mm.study import arms, launch
-from dft_mm.study.arms import arms_of, carry_out, study_of
+from dft_mm.study.arms import Arm, arms_of, carry_out, study_of, study_of_arms
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,25 @@ def test_a_wrong_value_is_told_before_anything_is_trained(recipe, commands):
 def test_arms_that_see_other_examples_are_marked(recipe, commands):
     comparison = carry_out(study(recipe, (0,), ("data.max_length=512,1024",)), ranks=1)
     assert "1024 did not see the same examples" in comparison["notes"][0]
+
+
+def test_arms_of_their_own_names_are_compared_in_the_pairs_that_are_wanted(recipe, commands):
+    lengths = {"short": 512, "long": 1024, "longer": 2048}
+    named = tuple(Arm(name, (f"data.max_length={length}", "loss.name=sft")) for name, length in lengths.items())
+    arms_ = (*named, Arm("dft", ("data.max_length=512", "loss.name=dft")))
+    pairs = (("dft", "short"), ("long", "short"))
+    suite = str(recipe.parent / "suite.yaml")
+    comparison = carry_out(study_of_arms(recipe, [], suite, arms_, (0,), recipe.parent / "study", pairs), ranks=1)
+    rows = comparison["comparisons"]
+    assert [(row["a"], row["b"], row["verdict"]) for row in rows] == [
+        ("dft", "short", "a_better"),
+        ("long", "short", "no_difference"),
+    ]
+    # Of two p-values the smaller one counts twice (Holm 1979).
+    assert rows[0]["p_adjusted"] == pytest.approx(2 * rows[0]["p"])
+    (note,) = comparison["notes"]
+    assert "long did not see the same examples in the same steps as short" in note
+    assert len(commands) == 8
 
 
 def test_runs_are_queued_once_and_compared_when_they_are_done(recipe, commands, tmp_path):
