@@ -60,9 +60,9 @@ def demo(out: Path, settings: Settings = Settings()) -> None:
     out.mkdir(parents=True, exist_ok=True)
     claim(out, "demo", {"dft_mm": __version__} | asdict(settings))
     os.environ.update(CPU_ENVIRONMENT)
-    _make_inputs(out, settings)
+    make_inputs(out, settings)
     for number, name in enumerate(MODELS):
-        for offset, (verb, work) in enumerate((("train", _train), ("score", _score)), 1):
+        for offset, (verb, work) in enumerate((("train", train_model), ("score", _score)), 1):
             stage = time.monotonic()
             log.info("\n[%d/%d] %s %s", 2 * number + offset, 2 * len(MODELS), verb, name)
             work(out, name)
@@ -78,7 +78,7 @@ def demo(out: Path, settings: Settings = Settings()) -> None:
     print(f"\n{minutes:.1f} minutes. The page with curves, histograms and pictures: {out / 'report.html'}")
 
 
-def _make_inputs(out: Path, settings: Settings) -> None:
+def make_inputs(out: Path, settings: Settings) -> None:
     """Data, model, recipes, DeepSpeed config and suite. Folders appear whole or not at all."""
     if not (out / "data").is_dir():
         log.info("writing pictures of handwritten arithmetic to %s", out / "data")
@@ -147,7 +147,8 @@ def make_recipe(name: str, settings: Settings) -> Recipe:
     )
 
 
-def _train(out: Path, name: str) -> None:
+def train_model(out: Path, name: str) -> None:
+    """Train one of `MODELS`, unless it is finished."""
     run = out / "runs" / name
     if state_of(run) == "finished":
         log.info("%s is there already", run)

@@ -6,6 +6,7 @@ digits comes 14 times. The last three sheets are held out, so no digit of theirs
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ FIRST_HELDOUT_DIGIT = 1415
 """Where the twelfth sheet begins."""
 _INK = 24  # side of the digit inside its cell
 _TILT = 12.0  # degrees to either side
+_HELDOUT_PAIRS = 162  # a fifth; more when more questions are asked than they make
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,13 @@ class Split:
     heldout: tuple[Problem, ...]
 
 
-def split_problems(seed: int, heldout_share: float = 0.2) -> Split:
-    """All 1,620 problems, with this share of the pairs held out."""
+def split_problems(seed: int, heldout: int = _HELDOUT_PAIRS) -> Split:
+    """All 1,620 problems, with so many of the 810 pairs held out."""
     pairs = [(a, b) for a in range(10, 100) for b in range(1, 10)]
     order = np.random.default_rng([seed, 0]).permutation(len(pairs))
-    cut = round(len(pairs) * heldout_share)
     heldout, seen = (
         tuple(Problem(*pairs[i][:1], sign, pairs[i][1]) for i in sorted(part) for sign in "+-")
-        for part in (order[:cut], order[cut:])
+        for part in (order[:heldout], order[heldout:])
     )
     return Split(seen, heldout)
 
@@ -107,7 +108,7 @@ def write_data(folder: Path, seed: int, sizes: Sizes) -> None:
         [np.flatnonzero(digits.target[part] == d) + part.start for d in range(10)]
         for part in (slice(0, FIRST_HELDOUT_DIGIT), slice(FIRST_HELDOUT_DIGIT, len(ink)))
     ]
-    split = split_problems(seed)
+    split = split_problems(seed, max(_HELDOUT_PAIRS, math.ceil(sizes.heldout / 2)))
     rng = np.random.default_rng([seed, 1])
     clean = [split.seen[i] for i in rng.integers(len(split.seen), size=sizes.clean)]
     mixed = [split.seen[i] for i in rng.integers(len(split.seen), size=sizes.mixed)]

@@ -43,6 +43,11 @@ def test_rows_have_wethinks_fields_and_their_pictures(data):
                 assert (picture.size, picture.mode) == ((112, 28), "RGB")
 
 
+def test_as_many_questions_of_heldout_pairs_as_are_wanted(tmp_path):
+    write_data(tmp_path, 0, Sizes(clean=40, mixed=20, heldout=331))
+    assert len(_rows(tmp_path, "pairs")) == len({_problem(row) for row in _rows(tmp_path, "pairs")}) == 331
+
+
 def test_the_digits_in_a_picture_are_those_of_the_problem(data):
     from sklearn.datasets import load_digits
 
