@@ -76,6 +76,17 @@ def test_arms_learn_from_what_they_are_called(game, tmp_path):
         assert all("answer" not in row for row in rows)
 
 
+def test_all_arms_begin_where_it_is_said(commands, tmp_path):
+    commands.questions = 3
+    words = ["--tiny", "--games", "sokoban", "--model", "some/model", "--out", str(tmp_path / "out")]
+    text = prompt_diversity.work(words)
+    assert "some/model, untrained" in text
+    assert "random" not in text
+    assert commands[0][commands[0].index("--model") + 1] == "some/model"
+    recipes = [yaml.safe_load(file.read_text()) for file in (tmp_path / "out/sokoban/recipes").iterdir()]
+    assert [recipe["model"]["path"] for recipe in recipes] == ["some/model"] * 8
+
+
 @GAMES
 def test_sft_and_dft_of_one_cell_differ_in_the_loss_alone(game, tmp_path):
     found = made(tmp_path, game)
