@@ -98,6 +98,10 @@ def options(words: Sequence[str] | None = None) -> Wanted:
         "--tiny", action="store_true",
         help="the whole script in minutes on a CPU: a tiny model of random weights, two steps, two questions each",
     )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="DIR", help="as the other scripts of this folder have it; nothing is read there, since "
+        "demonstrations and questions are made",
+    )  # fmt: skip
     given = parser.parse_intermixed_args(words)
     games = tuple(given.games.split(","))
     unknown = [game for game in games if game not in GAMES]

@@ -195,7 +195,7 @@ def _section(text, game):
 
 
 def test_the_table_has_every_arm_and_shift_and_says_what_was_planted(commands, tmp_path):
-    words = ["--tiny", "--ranks", "1", "--out", str(tmp_path / "out")]
+    words = ["--tiny", "--ranks", "1", "--data", "/nowhere", "--out", str(tmp_path / "out")]
     text = prompt_diversity.work(words)
     assert (tmp_path / "out/table.md").read_text() == text
     assert "figures mean nothing" in text
