@@ -222,6 +222,8 @@ def test_users_of_several_programs_differ(sandbox):
 def test_an_interrupted_evaluation_leaves_no_program(sandbox, how):
     mark = f"left-{time.monotonic_ns()}"
     script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from dft_mm.evaluate.code.program import Program\n"
         "from dft_mm.evaluate.code.toolchain import open_sandbox\n"
         "with open_sandbox() as sandbox:\n"
