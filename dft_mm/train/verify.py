@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dft_mm import dist
@@ -69,7 +69,7 @@ def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
 
 def _wrong_names(checkpoint: Path, names: Sequence[str]) -> str | None:
     for name in names:
-        if ".." in PurePosixPath(name).parts or not (checkpoint / name).resolve().is_relative_to(checkpoint.resolve()):
+        if not (checkpoint / name).resolve().is_relative_to(checkpoint.resolve()):
             return f"{name} lies outside the checkpoint"
     if not names:
         return "its manifest names no files"

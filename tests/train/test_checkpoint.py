@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import nn
 
 from dft_mm.errors import InputError
-from dft_mm.train import checkpoint, verify
+from dft_mm.train import checkpoint, shards, verify
 from dft_mm.train.checkpoint import Checkpoints, SaveError, load
 from dft_mm.train.shards import ShardFiles, load_shard
 from dft_mm.train.verify import newest_whole, verify_run
@@ -221,6 +221,17 @@ def test_a_full_disk_is_told_and_the_old_ones_stay(folder, monkeypatch):
     saver.save(30)
     saver.commit()
     assert newest_whole(folder).name == "step-00000030"
+
+
+def test_a_shard_that_could_not_be_written_leaves_no_checkpoint(folder, monkeypatch):
+    def full(file, part):
+        file.error = OSError(errno.ENOSPC, "No space left on device")
+        raise file.error
+
+    monkeypatch.setattr(shards._Hashed, "write", full)
+    with pytest.raises(SaveError, match=r"step 30 could not be written \(rank 0: .*No space left"):
+        save(folder, 30)
+    assert names(folder) == ["step-00000010", "step-00000020"]
 
 
 def test_space_is_looked_at_before_anything_is_written(folder, monkeypatch):
