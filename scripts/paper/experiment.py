@@ -206,11 +206,11 @@ def write(found: Findings, out: Path) -> str:
     models = list(dict.fromkeys(row.model for row in found.rows))
     theirs = published(models, found.number)
     labels |= {row.label: (row.model, row.method, row.setting) for row in theirs}
-    table = _comparable(beside(score_table(ours, every_metric=True), theirs), theirs)
+    table = comparable(beside(score_table(ours, every_metric=True), theirs), theirs)
     order = list(dict.fromkeys([*((row.model, row.method, row.setting) for row in theirs), *labels.values()]))
     rows = sorted(table.rows, key=lambda row: (order.index(labels[row[0]]), row[0] in {each.label for each in theirs}))
     table = Table(table.columns, tuple(rows), table.notes)
-    parts = [f"# Table {found.number}", *found.notes, to_markdown(table), *_differences(found.studies)]
+    parts = [f"# Table {found.number}", *found.notes, to_markdown(table), *differences(found.studies)]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     told = [
         {
@@ -225,7 +225,7 @@ def write(found: Findings, out: Path) -> str:
     return text
 
 
-def _comparable(table: "Table", theirs: "Sequence[Published]") -> "Table":
+def comparable(table: "Table", theirs: "Sequence[Published]") -> "Table":
     """The columns that have a published number."""
     from dft_mm.report.tables import Table
 
@@ -250,7 +250,8 @@ def _label(row: Scored) -> str:
     return " ".join([row.model, row.method, *([f"({row.setting})"] if row.setting else []), "ours"])
 
 
-def _differences(studies: Iterable[Path]) -> list[str]:
+def differences(studies: Iterable[Path]) -> list[str]:
+    """What each study's compare.json says, in words."""
     from dft_mm.study.compare import verdict
 
     parts = []

@@ -31,13 +31,15 @@ from scripts.paper.offline import Sampled, sampled
 MODEL = Model("Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-1.5B")
 RECIPE = str(REPO / "scripts/recipes/qwen2_5_math_1_5b_numinamath_dft.yaml")
 OUT = "runs/paper/table2"
+BASELINES = {"dpo": "Offline", "grpo": "Online", "rloo": "Online"}
+"""Method → the table's part in which it stands."""
 RFT = METHODS | {"sft": "RFT"}
 """SFT on answers of one's own that are correct is rejection sampling fine-tuning."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = command_line(__doc__ or "", OUT)
-    parser.add_argument("--baselines", default="dpo,grpo,rloo", help="which are trained (default: dpo,grpo,rloo)")
+    parser.add_argument("--baselines", default=",".join(BASELINES), help="which are trained (default: dpo,grpo,rloo)")
     given = parser.parse_intermixed_args(words)
     return script(lambda: table(from_words(given, OUT), given.baselines.split(",") if given.baselines else []))
 
@@ -49,12 +51,13 @@ def table(wanted: Options, baselines: Sequence[str]) -> str | None:
     rows = [Scored(MODEL.name, "base", (score(model, wanted.out / "base" / MODEL.name, suite, wanted),))]
     for method in baselines:
         export = train_baseline(method, recipe_changes, answers, wanted)
-        rows.append(Scored(MODEL.name, method.upper(), (score(str(export), export.parent, suite, wanted),)))
+        results = score(str(export), export.parent, suite, wanted)
+        rows.append(Scored(MODEL.name, method.upper(), (results,), BASELINES[method]))
     study = wanted.out / MODEL.name
     trained = train(RECIPE, (*recipe_changes, answers.source), suite, ("sft", "dft"), study, wanted)
     if trained is None:
         return None
-    rows += [Scored(MODEL.name, RFT[loss], results) for loss, results in trained.items()]
+    rows += [Scored(MODEL.name, RFT[loss], results, "Offline") for loss, results in trained.items()]
     kept = len((answers.folder / "correct.jsonl").read_text(encoding="utf-8").splitlines())
     notes = [f"{kept} correct answers were learned from (sft is RFT); the paper had about 140,000."]
     return write(Findings("2", rows, [study], [*([TINY_NOTE] if wanted.tiny else []), *notes]), wanted.out)
