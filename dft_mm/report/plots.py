@@ -5,11 +5,12 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's palette: told apart by colour-blind readers, on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -42,6 +43,31 @@ def line_plot(series: Series, title: str, smooth: bool, log_y: bool = False) -> 
     return svg[0]
 
 
+def score_plot(curves: Mapping[str, Mapping[str, Sequence[Any]]], title: str, axis: str, log_x: bool = False) -> str:
+    """Percentages along an axis, each curve as rising `x`, `percent` and `ci95` (low and high), whose band is pale; a
+    percentage or interval that is None leaves a gap.
+
+    `log_x`: the axis is logarithmic and marked at the points.
+    """
+    with _figure(title) as (axes, svg):
+        for (label, curve), colour in zip(curves.items(), itertools.cycle(COLOURS)):
+            values = [float("nan") if value is None else value for value in curve["percent"]]
+            low, high = zip(*(bounds or (float("nan"),) * 2 for bounds in curve["ci95"]))
+            axes.fill_between(curve["x"], low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(curve["x"], values, color=colour, label=label, marker="o", markersize=4)
+        axes.set_xlabel(axis)
+        axes.set_ylabel("percent")
+        if log_x:
+            places = sorted({x for curve in curves.values() for x in curve["x"]})
+            axes.set_xscale("log")
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes, len(curves))
+    return svg[0]
+
+
 def histogram_plot(histograms: Mapping[str, Sequence[int]], title: str, reference: str | None = None) -> str:
     """Share of tokens by their probability, on a logarithmic axis as in the paper's Figure 2; an empty bin has no bar.
 
@@ -57,6 +83,7 @@ def histogram_plot(histograms: Mapping[str, Sequence[int]], title: str, referenc
             shares = [number / total if number else float("nan") for number in counts]
             axes.bar(left, shares, width=width / bins, align="edge", color=colour, label=label)
         axes.set_yscale("log")
+        axes.set_ylim(top=1)
         axes.set_xlim(0, 1)
         axes.set_xlabel("probability of the right token")
         axes.set_ylabel("share of tokens")

@@ -236,8 +236,8 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def write_html(report: dict[str, Any], name: str, out: Path) -> None:
-    """The same as one page that opens offline, with the histograms laid over each other."""
+def write_html(report: dict[str, Any], name: str, out: Path, notes: Sequence[str] = ()) -> None:
+    """The same as one page that opens offline, with the histograms laid over each other; `notes` stand at its top."""
     models, names = [report, *report["after"]], labels(report)
     reference = names[0] if report["after"] else None
     plots = [("all sources", histogram_plot({n: m["p_hist"] for n, m in zip(names, models)}, "all sources", reference))]
@@ -251,7 +251,7 @@ def write_html(report: dict[str, Any], name: str, out: Path) -> None:
         loader=jinja2.PackageLoader("dft_mm.study", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("probe.html.jinja").render(
-        name=name, report=report, plots=plots, ignored=IGNORED,
+        name=name, notes=notes, report=report, plots=plots, ignored=IGNORED,
         models=[(n, m["model"], _numbers(m)) for n, m in zip(names, models)],
         kinds=[["class", "tokens", *names], *_kind_rows(models)],
         sources=[_source_row(source) for source in report["sources"]],

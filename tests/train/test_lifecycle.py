@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import signal
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from dft_mm.config import Recipe
 from dft_mm.errors import InputError, Stopped
 from dft_mm.signals import StopRequests
+from dft_mm.train import lifecycle
 from dft_mm.train.lifecycle import in_words, reported
 
 
@@ -85,3 +87,17 @@ def test_out_of_memory_on_a_cpu_is_known_too(recipe):
     assert "before the first step: out of memory" in told
     assert "train.micro_tokens (now 8192; data.max_length is 4096)" in told
     assert "ds_configs/zero3.json" in told
+
+
+def test_a_signal_while_a_failure_is_told_changes_nothing(recipe, monkeypatch):
+    write = lifecycle.write_status
+
+    def signalled(folder, state, *told):
+        if state == "failed":
+            signal.raise_signal(signal.SIGTERM)
+        write(folder, state, *told)
+
+    monkeypatch.setattr(lifecycle, "write_status", signalled)
+    with pytest.raises(RuntimeError, match="lost"), StopRequests() as requests, reported(recipe, requests):
+        raise RuntimeError("lost")
+    assert status(recipe)["state"] == "failed"
