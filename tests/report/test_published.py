@@ -39,3 +39,8 @@ def test_a_number_stands_under_the_metric_that_grades_as_the_paper_did():
     assert [cell.value for cell in cells] == [None, 64.89, 20.94, None, None]
     (_, *rest) = beside(table, published(["Qwen2.5-VL-3B"])).rows
     assert [cell.value for cell in rest[-1][1]] == [None, None, None, 37.54, None]
+
+
+def test_published_rows_without_a_number_for_any_column_are_left_out():
+    table = Table(("model", "gsm8k"), (("ours", (Cell(1.0),)),), ())
+    assert beside(table, published(["Qwen2.5-Math-1.5B"])) == table

@@ -60,7 +60,7 @@ def test_a_key_that_came_after_the_run_was_begun_is_no_change(tmp_path):
     (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
     known = tmp_path / "recipe.yaml"
     values = yaml.safe_load(known.read_text())
-    del values["loss"]["top_k"]
+    del values["optim"]["eps"]
     known.write_text(yaml.safe_dump(values))
     open_run(tmp_path, recipe(), {})
 
