@@ -146,8 +146,9 @@ class Watch:
     def _judge(self) -> str | None:
         """Who holds the run up, as this rank sees it: rank 0 looks at all, others at rank 0 and its verdict."""
         if self._store is None:
-            return self._judge_places({0: self._own_place()})
+            return self._judge_places({0: self._own_place()}, frozenset())
         wanted = range(self._world) if self._rank == 0 else [0]
+        gone = self._gone()
         try:
             if self._rank and self._store.check(["verdict"]):
                 return self._store.get("verdict").decode()
@@ -159,7 +160,16 @@ class Watch:
             if self._heard.get(rank, ("", 0.0))[0] != text:
                 self._heard[rank] = (text, time.monotonic())
             places[rank] = json.loads(text)
-        return self._judge_places(places)
+        return self._judge_places(places, gone)
+
+    def _gone(self) -> frozenset[int]:
+        """Ranks of this host whose processes are gone; what is read of them afterwards is their last word."""
+        heard = {rank: json.loads(text) for rank, (text, _) in self._heard.items() if rank != self._rank}
+        return frozenset(
+            rank
+            for rank, place in heard.items()
+            if place["host"] == self._place["host"] and not lives(place["pid"], place["born"])
+        )
 
     def _rank_0_is_gone(self, error: RuntimeError) -> str | None:
         """The store went with it, or does not answer because it does not."""
@@ -175,7 +185,7 @@ class Watch:
         silent = time.monotonic() - heard
         return f"{_name(0, place)} is silent since {silent:.0f} s; last {where}" if silent > self._hang_s else None
 
-    def _judge_places(self, places: dict[int, dict[str, Any]]) -> str | None:
+    def _judge_places(self, places: dict[int, dict[str, Any]], gone: frozenset[int]) -> str | None:
         for rank, place in places.items():
             if rank == self._rank:
                 continue
@@ -184,7 +194,7 @@ class Watch:
                 continue
             if place["end"]:
                 return f"rank {rank} failed at step {place['step']}: {place['end']}"
-            if place["host"] == self._place["host"] and not lives(place["pid"], place["born"]):
+            if rank in gone:
                 return f"{_name(rank, place)} died at step {place['step']}, in {place['doing']}"
             silent = time.monotonic() - self._heard[rank][1]
             if silent > self._hang_s:

@@ -17,6 +17,10 @@ _MARK = "DFT_MM_FAULT_TEST"
 _ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
+def _hears_sigint():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+
+
 class FaultRuns(Runs):
     """Runs that differ in their name and what befalls them."""
 
@@ -61,7 +65,7 @@ class Started:
         with self.log.open("wb") as log:
             self.launcher = subprocess.Popen(
                 [*command, *words], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_hears_sigint,
             )  # fmt: skip
 
     def output(self):

@@ -1,5 +1,6 @@
 """Who is blamed for a run that does not go on."""
 
+import json
 import os
 import socket
 import time
@@ -26,8 +27,8 @@ def place(**changes):
 def judge(watch, *others, silent=()):
     places = {0: watch._place | {"still_s": 1.0, "marks": 5}} | dict(enumerate(others, start=1))
     now = time.monotonic()
-    watch._heard = {rank: ("", now - (100 if rank in silent else 0)) for rank in places}
-    return watch._judge_places(places)
+    watch._heard = {rank: (json.dumps(place), now - (100 if rank in silent else 0)) for rank, place in places.items()}
+    return watch._judge_places(places, watch._gone())
 
 
 def test_nobody_is_blamed_while_all_go_on(watch):
@@ -44,6 +45,33 @@ def test_a_process_of_this_host_that_is_gone_is_dead(watch):
     assert judge(watch, place(), gone) == told  # a zombie is dead, too
     os.waitpid(pid, 0)
     assert judge(watch, place(), gone) == told
+
+
+class Store:
+    """Of which the other rank's word is read; `stops` makes it end well, between two looks."""
+
+    def __init__(self, word):
+        self.word = word
+
+    def set(self, key, text):
+        pass
+
+    def multi_get(self, keys):
+        return [json.dumps(place(pid=0)).encode(), json.dumps(self.word).encode()]
+
+    def stops(self, pid, born):
+        self.word["end"] = "stopped"
+        return False
+
+
+def test_a_rank_that_ends_well_between_two_looks_did_not_die(watch, monkeypatch):
+    store = Store(place(host=socket.gethostname(), pid=7))
+    monkeypatch.setattr(watch, "_store", store)
+    monkeypatch.setattr(watch, "_world", 2)
+    monkeypatch.setattr("dft_mm.train.watch.lives", store.stops)
+    assert watch._judge() is None
+    assert watch._judge() is None
+    assert watch._peer_stopped
 
 
 def test_a_silent_rank_is_blamed(watch):
