@@ -69,10 +69,10 @@ def test_numinamath_leaves_out_what_cannot_be_learned():
 
 def test_numinamath_is_prepared_whole(place, numina, prepared):
     folder = place(numinamath.NUMINAMATH.source.files, numina)
-    main(numinamath.NUMINAMATH, "", ["--files", str(folder), "--rows", "200"])
+    main(numinamath.NUMINAMATH, "", ["--files", str(folder), "--rows", "100"])
     manifest, refused = prepared("qwen2_5_math_1_5b_numinamath_dft.yaml", "tiny-lm")
     assert refused == []
-    assert manifest["examples"]["train"] == 200
+    assert manifest["examples"]["train"] == 100
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------
@@ -161,10 +161,10 @@ def test_ultrafeedback_leaves_out_what_has_no_rated_response(feedback):
 
 def test_ultrafeedback_is_prepared_whole(place, feedback, prepared):
     folder = place(ultrafeedback.ULTRAFEEDBACK.source.files, feedback)
-    assert main(ultrafeedback.ULTRAFEEDBACK, "", ["--files", str(folder), "--rows", "150"]) == 0
+    assert main(ultrafeedback.ULTRAFEEDBACK, "", ["--files", str(folder), "--rows", "60"]) == 0
     manifest, refused = prepared("qwen2_5_coder_3b_ultrafeedback_dft.yaml", "tiny-lm", "data.max_length=8192")
     assert refused == []
-    assert manifest["examples"]["train"] == 150
+    assert manifest["examples"]["train"] == 60
 
 
 # ---- OpenR1-Math-220k: no real rows are here; written by hand in the published columns -------------------------------
@@ -201,10 +201,10 @@ LUFFY = {0: trace(0), 1: trace(2), 2: trace(4, 7), 3: trace(6), 6: trace(99), 7:
 
 
 def made_of_r1(place, read, here, *words):
-    folder = place(openr1.OPENR1.source.files, [row for row in R1 for _ in range(3)])
+    folder = place(openr1.OPENR1.source.files, R1)
     assert openr1.main(["--files", str(folder), *words]) == 0
     dropped = json.loads((here / "data/openr1/openr1.json").read_text())["rows"]["dropped"]
-    return read(here / "data/openr1/train.jsonl")[::3], {reason: count // 3 for reason, count in dropped.items()}
+    return read(here / "data/openr1/train.jsonl"), dropped
 
 
 def test_openr1_is_filtered_as_luffy_does(here, place, read):
@@ -238,7 +238,7 @@ def test_openr1_is_prepared_whole(here, place, read, prepared):
     made_of_r1(place, read, here)
     manifest, refused = prepared("qwen2_5_math_1_5b_numinamath_dft.yaml", "tiny-lm", *TABLE7.changes)
     assert refused == []
-    assert manifest["examples"]["train"] == 18
+    assert manifest["examples"]["train"] == len(LUFFY)
 
 
 # ---- WeThink: real rows of other data sets under its field names -----------------------------------------------------
@@ -316,13 +316,15 @@ def test_wethink_goes_on_where_it_was_and_mends_damage(here, published, rows, ca
     main(wethink.WETHINK, "", words)
     images = here / "data/wethink/images"
     first, second = (images / row["image_path"] for row in rows[:2])
-    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1] + b"x")
     before = second.stat().st_mtime_ns
     capsys.readouterr()
     assert main(wethink.WETHINK, "", [*words, "--check"]) == 1
     assert capsys.readouterr().out == f"{first.relative_to(here)}: damaged, its SHA-256 is another\n"
     assert main(wethink.WETHINK, "", words) == 0
     assert main(wethink.WETHINK, "", [*words, "--check"]) == 0
+    assert first.read_bytes() == whole
     assert second.stat().st_mtime_ns == before
 
 

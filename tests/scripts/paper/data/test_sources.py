@@ -5,6 +5,7 @@ The hub is a stand-in on this machine that speaks as much of its protocol as hug
 
 import hashlib
 import json
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,8 +114,12 @@ def test_what_was_fetched_needs_no_network(hub, monkeypatch):
     assert Hub("org/name", WANTED, COMMIT).locate(None) == before
 
 
-def test_files_that_the_cache_lacks_are_fetched_alone(hub):
+@pytest.mark.parametrize("listed", [True, False])
+def test_files_that_the_cache_lacks_are_fetched_alone(hub, cache, monkeypatch, listed):
     Hub("org/name", WANTED[:1], COMMIT).locate(None)
+    if not listed:  # as a version leaves it that keeps no listing; this one has it in memory by the cache's path
+        shutil.rmtree(next(cache.rglob("trees")))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache.rename(cache.with_name("older"))))
     hub.sent.clear()
     found = Hub("org/name", WANTED, COMMIT).locate(None)
     assert (found.folder / WANTED[1]).read_bytes() == FILES[WANTED[1]]
