@@ -82,7 +82,7 @@ def train_baseline(method: str, changes: Sequence[str], answers: Sampled, wanted
         data = answers.pairs if method == "dpo" else answers.questions
         words = [method, RECIPE, *changes, "--data", str(data), "--out", str(out)]
         if wanted.tiny:
-            words += ["--steps", "2"]
+            words += ["--steps", "2", "--batch", "4", "--max-tokens", "8"]
         alone = [sys.executable, "-m", "scripts.paper.baselines"]
         launcher = ["deepspeed", "--num_gpus", str(wanted.ranks), "--module", "scripts.paper.baselines"]
         out.mkdir(parents=True, exist_ok=True)
