@@ -14,8 +14,6 @@ from scripts.paper.figures import DRAWN_ONLY, Figure, Point, Sweep, curve_of, wr
 from scripts.paper.table2 import MODEL, RECIPE, setting
 
 OUT = "runs/paper/figure3"
-TINY_EPOCHS = ("train.epochs=20",)
-"""Of 48 rows at most, so that two steps of 256 examples are whole."""
 LOSSES = ("sft", "dft")
 LEARNING_RATES = ("2e-4", "1e-4", "5e-5", "1e-5")
 BATCH_SIZES = (32, 64, 128, 256)
@@ -49,7 +47,9 @@ def figure(wanted: Options) -> str | None:
 
     wanted.chosen([MODEL])
     suite, model, changes = setting(wanted)
-    own = (*changes, *(TINY_EPOCHS if wanted.tiny else ()), f"model.path={model}", *wanted.overrides)
+    if wanted.tiny:
+        changes = (*changes, *tiny_rows(wanted.data))
+    own = (*changes, f"model.path={model}", *wanted.overrides)
     arms = {
         (loss, each): Arm(
             each.arm(loss), (f"loss.name={loss}", f"optim.lr={each.lr}", f"optim.batch_size={each.batch_size}")
@@ -81,6 +81,17 @@ def figure(wanted: Options) -> str | None:
     notes = [*([TINY_NOTE] if wanted.tiny else []), *NOTES]
     title = f"learning rates and batch sizes, {MODEL.name}"
     return write(Figure("3", title, MODEL.name, sweeps, [study.out], notes), wanted.out)
+
+
+def tiny_rows(data: Path) -> tuple[str, ...]:
+    """Enough real rows for two steps of 256, and short ones whose answer is a number: ten runs take 512 of them."""
+    from scripts.paper.tiny import there
+
+    rows = there(data / "train_text/aime_1983_2023.json")
+    return (
+        f"data.train=[{{path: {rows}, format: columns, columns: {{prompt: problem, response: answer}}}}]",
+        "data.max_length=128", "train.epochs=4", "train.micro_tokens=4096",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
