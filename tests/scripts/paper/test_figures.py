@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dft_mm.config import load_recipe
 from dft_mm.report.plots import score_plot
 from dft_mm.study import arms, launch, probe
 from scripts.paper import figure1, figure2, figure3
 from scripts.paper.figures import Figure, Point, Sweep, write
+from scripts.paper.tiny import tiny_changes
 
 MATH = ("math500", "minerva", "olympiadbench", "aime24", "amc23")
 LAST = 50
@@ -247,6 +249,16 @@ def test_figure_3_scores_its_settings_under_their_own_names(tmp_path, commands, 
     by_rate, by_size = figure_of(tmp_path)["panels"]
     assert by_rate["curves"]["DFT"]["percent"] == pytest.approx([10 + 1e5 * x + 4 for x in (1e-5, 5e-5, 1e-4, 2e-4)])
     assert by_size["curves"]["DFT"]["percent"] == pytest.approx([15 + x / 64 for x in (32, 64, 128, 256)])
+
+
+def test_figure_3_has_rows_for_two_whole_steps_when_it_is_tiny(shared):
+    changes = [*tiny_changes("math", shared / "data"), *figure3.tiny_rows(shared / "data")]
+    recipe = load_recipe(figure3.RECIPE, changes)
+    (source,) = recipe.data.train
+    rows = json.loads(Path(source.path).read_text())
+    short = [row for row in rows if len(row["problem"]) < 2 * recipe.data.max_length]  # some 3 letters a token
+    assert {source.columns.prompt, source.columns.response} <= rows[0].keys()
+    assert len(short) * recipe.train.epochs >= recipe.train.max_steps * max(figure3.BATCH_SIZES)
 
 
 # --- drawing
