@@ -13,7 +13,7 @@ SLOW_STEPS = """
 import dft_mm.train.loop as loop, time
 step = loop.train_step
 def slow(*arguments, **named):
-    time.sleep(1)
+    time.sleep(3)
     return step(*arguments, **named)
 loop.train_step = slow
 """
