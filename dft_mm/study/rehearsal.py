@@ -3,7 +3,7 @@
 The recipe's own module runs on the meta device, where tensors have shapes and no content. Each storage that an
 operation makes is counted until it is gone, as an allocator would, so what is measured is this code and not a formula
 of it. What cannot run without content has a stand-in that makes tensors of the same sizes: the loss head with its
-tiles, and on GPUs attention kernels.
+tiles, and attention kernels.
 """
 
 import os
@@ -26,12 +26,12 @@ from dft_mm.config import Recipe
 from dft_mm.families import Family
 from dft_mm.loss.family import Objective
 from dft_mm.loss.head import tile_shape
-from dft_mm.model.attention import PACKED, pack_tower
+from dft_mm.model.attention import pack_tower
 from dft_mm.model.load import Processing, read_family, resolve
 from dft_mm.train.build import assemble, reference_path
 from dft_mm.train.module import Trainable
 
-KERNEL, EAGER = "flash_rehearsed", "eager_rehearsed"
+KERNEL, EAGER, SEGMENTS = "flash_rehearsed", "eager_rehearsed", "segments_rehearsed"
 """Names that transformers knows the stand-ins by; a tower that finds "flash" hands over all windows in one call."""
 
 
@@ -55,7 +55,7 @@ def _empty(path: str, recipe: Recipe, gpu: bool) -> PreTrainedModel:
     folder = resolve(path)
     family: Family = read_family(folder)
     config = AutoConfig.from_pretrained(folder)
-    attention = EAGER if recipe.model.attention == "eager" else PACKED if recipe.data.pack and not gpu else KERNEL
+    attention = EAGER if recipe.model.attention == "eager" else SEGMENTS if recipe.data.pack and not gpu else KERNEL
     with torch.device("meta"):
         model_class = getattr(transformers, family.model_class)
         model = model_class._from_config(config, dtype=getattr(torch, recipe.model.dtype))
@@ -69,16 +69,19 @@ def _empty(path: str, recipe: Recipe, gpu: bool) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Event:
-    """A module that begins, or is done with, a pass."""
+    """A module that begins, or is done with, a pass; or the gradient of a weight has come."""
 
     module: int
-    """Number of the module, in the order of `modules()`."""
+    """Number of the module, in the order of `modules()`; 0, which has no weights of its own, where none is meant."""
     begins: bool
     backward: bool
     peak: int
     """Most bytes held since the event before: activations, gradients on their way to their bucket, inputs,"""
     head: int
     """and of these, those that the loss head made."""
+    weight: int | None = None
+    """Number of the weight whose gradient has come, in the order of `named_parameters()`. `peak` is then what is held
+    at this moment, that gradient included."""
 
 
 def rehearse(module: Trainable, batch: Batch, objective: Objective) -> list[Event]:
@@ -88,12 +91,18 @@ def rehearse(module: Trainable, batch: Batch, objective: Objective) -> list[Even
     ledger = _Ledger()
     ledger.ignore(tensor for tensor in [*module.parameters(), *module.buffers()])
     names = {each: number for number, each in enumerate(module.modules())}
+    numbers = {parameter: number for number, parameter in enumerate(module.parameters())}
     meta = _to_meta(batch)
 
     def note(each: nn.Module, begins: bool, backward: bool) -> None:
         events.append(Event(names[each], begins, backward, *ledger.take_peak()))
 
-    with _hooks(module, note), warnings.catch_warnings(), ledger:
+    def note_gradient(parameter: nn.Parameter) -> None:
+        events.append(Event(0, False, True, *ledger.take_peak()))
+        events.append(Event(0, False, True, *ledger.take_peak(), numbers[parameter]))
+        parameter.grad = None  # DeepSpeed has moved it into its bucket by then
+
+    with _hooks(module, note, note_gradient), warnings.catch_warnings(), ledger:
         warnings.filterwarnings("ignore", message="Full backward hook is firing")  # of embeddings: as it should be
         loss = module(meta.rows, meta.targets, objective, meta.policy, meta.sequences, **meta.model_inputs)[0]
         (loss * 1.0).backward()
@@ -110,8 +119,17 @@ def _to_meta(batch: Batch) -> Batch:
 
 
 @contextmanager
-def _hooks(module: Trainable, note: Any) -> Iterator[None]:
-    """Tell of every module with weights of its own when it begins and ends; gradients go as soon as they are there."""
+def _hooks(module: Trainable, note: Any, note_gradient: Any) -> Iterator[None]:
+    """Tell of every module with weights of its own when it begins and ends, and of every gradient that has come.
+
+    A module of whose inputs none has a gradient, as an embedding, does not end its backward pass: DeepSpeed waits for
+    that gradient (runtime/zero/parameter_offload.py, PostBackwardFunctionModule) and keeps the weights to the last.
+    """
+
+    def note_end(each: nn.Module, inputs: tuple[Tensor | None, ...], _: Any) -> None:
+        if any(gradient is not None for gradient in inputs):
+            note(each, False, True)
+
     handles = []
     for each in module.modules():
         if next(each.parameters(recurse=False), None) is None:
@@ -120,20 +138,16 @@ def _hooks(module: Trainable, note: Any) -> Iterator[None]:
             each.register_forward_pre_hook(lambda m, _: note(m, True, False)),
             each.register_forward_hook(lambda m, *_: note(m, False, False)),
             each.register_full_backward_pre_hook(lambda m, _: note(m, True, True)),
-            each.register_full_backward_hook(lambda m, *_: note(m, False, True)),
+            each.register_full_backward_hook(note_end),
         ]
     for parameter in module.parameters():
         if parameter.requires_grad:
-            handles.append(parameter.register_post_accumulate_grad_hook(_drop))
+            handles.append(parameter.register_post_accumulate_grad_hook(note_gradient))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _drop(parameter: nn.Parameter) -> None:
-    parameter.grad = None  # DeepSpeed has moved it into its bucket by then
 
 
 class _Ledger(TorchDispatchMode):
@@ -229,8 +243,21 @@ def _attend(function: type[torch.autograd.Function]) -> Any:
     return attention
 
 
+def _attend_segments(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, cu_seq_lens_q: Tensor, **_: Any
+) -> tuple[Tensor, None]:
+    """Packed attention as a CPU computes it, by torch's kernel for it, which has shapes on the meta device; asked there
+    for attention in general, torch goes the way that holds weights (T, T).
+    """
+    lengths = cu_seq_lens_q.diff().tolist()
+    segments = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)))
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return torch.cat([kernel(*of_one)[0].transpose(1, 2) for of_one in segments], dim=1), None
+
+
 AttentionInterface.register(KERNEL, _attend(_Kernel))
 AttentionInterface.register(EAGER, _attend(_Eager))
+AttentionInterface.register(SEGMENTS, _attend_segments)
 
 
 class _Head(nn.Linear):

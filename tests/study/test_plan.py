@@ -1,6 +1,7 @@
 """The plan of a run beside the run itself, and beside what DeepSpeed says of its own memory."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from dft_mm.config import load_recipe
 from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
 from dft_mm.model import load
+from dft_mm.model.attention import segment_attention
 from dft_mm.model.load import load_processing
 from dft_mm.study import plan as planning
+from dft_mm.study import rehearsal
 from dft_mm.study.memory import Shapes, Weight, per_rank
 from dft_mm.study.plan import DEVICES, heaviest, launch_line, plan, to_text
 from dft_mm.study.rehearsal import Event, rehearse, skeleton
@@ -122,8 +125,62 @@ def test_weights_are_gathered_for_the_modules_at_work_only():
     assert per_rank(shapes, forward, zero, 2)[0]["gathered"] == 0  # the update takes more
     frozen = Shapes(tuple(Weight(1000, 2, False) for _ in weights), shapes.of_module)
     assert per_rank(frozen, forward, zero, 2)[0]["gathered"] == 1 * 2000
-    assert per_rank(frozen, forward, zero | {"stage3_prefetch_bucket_size": 1000}, 2)[0]["gathered"] == 3 * 2000
+    one, two = ({"stage3_prefetch_bucket_size": size} for size in (1000, 2000))
+    assert per_rank(frozen, forward, zero | one, 2)[0]["gathered"] == 2 * 2000
+    assert per_rank(frozen, forward, zero | two, 2)[0]["gathered"] == 4 * 2000  # two, and the buffer they came in
     assert per_rank(frozen, forward, zero, 1)[0]["gathered"] == 0
+    assert per_rank(frozen, forward, zero, 2, gpu=False)[0]["gathered"] == 2 * 2000  # gloo's copy
+
+
+def of_gradients(*numbers):
+    return [Event(0, False, True, 0, 0, number) for number in numbers]
+
+
+# Elements of the weights; elements of a bucket; what two ranks hold in float32 and in bfloat16 when they hold most.
+REDUCTIONS = {
+    # A full bucket is put in the order of its owners, again in float32.
+    "stage 3, a bucket": (3, (40, 40, 40), 100, 400 + 4 * 80, 400 + 4 * 80),
+    # The large one waits as it is, which the pass counts until the next has come, and is sent as float32.
+    "stage 3, one that no bucket holds": (3, (200, 40), 100, 400 + 4 * 200, 400 + 2 * 200 + 4 * 200),
+    "stage 3, the same and odd": (3, (201, 40), 100, 400 + 4 * 201 + 4 * 202, 400 + 2 * 201 + 4 * 201 + 4 * 202),
+    # Buckets are of the model's type; pieces of 60 and 20 for the two ranks are put end to end, and sent as float32.
+    "stage 2, a bucket": (2, (40, 40, 40), 100, 400 + 4 * 80, 200 + 2 * 80 + 4 * 80),
+    # 120 and 80 are sent one after the other, as they lie.
+    "stage 2, one that no bucket holds": (2, (200, 40), 100, 400 + 4 * 200, 200 + 2 * 200 + 4 * 120),
+}
+
+
+@pytest.mark.parametrize("case", REDUCTIONS)
+def test_gradients_are_reduced_bucket_by_bucket(case):
+    stage, numels, capacity, *wanted = REDUCTIONS[case]
+    events = of_gradients(*range(len(numels)))
+    zero = {"stage": stage, "reduce_bucket_size": capacity, "stage3_param_persistence_threshold": 10**6}
+    for size, bytes_ in zip((4, 2), wanted):
+        # A pass that holds much when a gradient comes: no other moment can be the one with most.
+        held = [Event(0, False, True, 10**6, 0, event.weight) for event in events]
+        shapes = Shapes(tuple(Weight(numel, size, True) for numel in numels), {0: ()})
+        assert per_rank(shapes, held, zero, 2)[0]["buckets"] == bytes_
+
+
+def test_gloo_copies_what_it_scatters():
+    shapes = Shapes((Weight(200, 4, True), Weight(40, 4, True)), {0: ()})
+    zero = {"stage": 3, "reduce_bucket_size": 100, "stage3_param_persistence_threshold": 10**6}
+    held = [Event(0, False, True, 10**6, 0, number) for number in range(2)]
+    assert per_rank(shapes, held, zero, 2, gpu=False)[0]["buckets"] == 400 + 4 * 200 + 4 * 200
+
+
+@pytest.mark.parametrize(("stage", "largest"), [(2, 12_000_000), (3, 8_000_000)])
+def test_norms_are_of_float64(stage, largest):
+    """At stage 2 a rank owns a half of all end to end, 4 and 8 or 12 million of the two, at stage 3 a half of each."""
+    shapes = Shapes((Weight(8_000_000, 2, True), Weight(16_000_000, 2, True)), {0: ()})
+    zero = {"stage": stage, "sub_group_size": 1_000_000, "reduce_bucket_size": 0}
+    assert per_rank(shapes, NOTHING, zero, 2)[0]["update"] == 8 * largest
+
+
+def test_float32_at_stage_2_keeps_gradients_of_whole_weights():
+    shapes = Shapes((Weight(8_000_000, 4, True), Weight(16_000_000, 4, True)), {0: ()})
+    assert per_rank(shapes, NOTHING, {"stage": 2}, 2)[0]["gradients"] == 4 * 24_000_000
+    assert per_rank(shapes, NOTHING, {"stage": 2}, 3)[0]["gradients"] == 4 * 16_000_000
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -147,6 +204,33 @@ def test_a_rehearsal_holds_what_the_pass_holds(recipe_file, repo, model, checkpo
 
     run()
     assert foretold == pytest.approx(peak_bytes(run, CPU), rel=0.03)
+
+
+def test_a_rehearsal_tells_of_every_gradient_and_keeps_embeddings_to_the_last(recipe_file):
+    recipe = load_recipe(recipe_file("builtin:tiny-lm"))
+    processing = load_processing(recipe.model.path)
+    data = load_data(recipe, processing)
+    module = skeleton(recipe, processing)
+    events = rehearse(module, heaviest(data), Objective(data.losses, 1))
+    learning = [number for number, parameter in enumerate(module.parameters()) if parameter.requires_grad]
+    assert sorted(event.weight for event in events if event.weight is not None) == learning
+    embedding = list(module.modules()).index(module.core.get_input_embeddings())
+    assert [event.begins for event in events if event.module == embedding] == [True, False, True]
+
+
+def test_packed_attention_on_a_cpu_holds_no_square_of_the_length():
+    layer = SimpleNamespace(is_causal=True, num_key_value_groups=2, training=True)
+    segments = torch.tensor([0, 1500, 2000], dtype=torch.int32)
+
+    def attend(attention, device):
+        query, key, value = (torch.zeros(1, h, 2000, 128, device=device, requires_grad=True) for h in (4, 2, 2))
+        out, _ = attention(layer, query, key, value, None, cu_seq_lens_q=segments, max_length_q=1500)
+        out.backward(torch.ones_like(out))
+
+    with (ledger := rehearsal._Ledger()):
+        attend(rehearsal._attend_segments, "meta")
+    real = peak_bytes(lambda: attend(segment_attention, "cpu"), CPU)
+    assert ledger.take_peak()[0] == pytest.approx(real, rel=0.03)
 
 
 def test_what_does_not_fit_is_tried_smaller_in_a_fixed_order(recipe_file, repo):
