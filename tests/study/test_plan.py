@@ -218,7 +218,16 @@ def test_a_rehearsal_tells_of_every_gradient_and_keeps_embeddings_to_the_last(re
     assert [event.begins for event in events if event.module == embedding] == [True, False, True]
 
 
-def test_packed_attention_on_a_cpu_holds_no_square_of_the_length():
+@pytest.fixture
+def one_thread():
+    """torch's CPU kernels have scratch memory of each thread's own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_packed_attention_on_a_cpu_holds_no_square_of_the_length(one_thread):
     layer = SimpleNamespace(is_causal=True, num_key_value_groups=2, training=True)
     segments = torch.tensor([0, 1500, 2000], dtype=torch.int32)
 
