@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ def summarise(
     summary: dict[str, Any] = {"suite": suite.name, "model": model, "benchmarks": benchmarks}
     if suite.averages:
         summary["averages"] = {
-            name: _average([benchmarks[member] for member in members], members)
+            title: mean
             for name, members in suite.averages.items()
+            for title, mean in _averages(name, {member: benchmarks[member]["metrics"] for member in members})
         }
     return summary
 
@@ -68,20 +69,31 @@ def sample_metrics(ids: Sequence[str], grades: Sequence[Grade], samples: int) ->
     return metrics
 
 
-def _average(entries: Sequence[Mapping[str, Any]], members: Sequence[str]) -> dict[str, Any]:
-    """Unweighted mean of the members' first metrics; its standard error takes them as independent."""
-    first = [next(iter(entry["metrics"].values()), None) for entry in entries]
+def _averages(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Mean of the members' first metrics and, where every member has an official one, of these as `NAME official`."""
+    yield name, _average({member: next(iter(own.values()), None) for member, own in metrics.items()})
+    official = {
+        member: next((value for key, value in own.items() if key.startswith("official")), None)
+        for member, own in metrics.items()
+    }
+    if None not in official.values():
+        yield f"{name} official", _average(official)
+
+
+def _average(values: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Unweighted mean; its standard error takes the members as independent."""
+    members, first = list(values), list(values.values())
     missing = [member for member, value in zip(members, first) if value is None]
     if missing:
-        return {"value": None, "se": None, "ci95": None, "of": list(members), "missing": missing}
+        return {"value": None, "se": None, "ci95": None, "of": members, "missing": missing}
     mean = sum(value["value"] for value in first) / len(first)
     errors = [value["se"] for value in first]
     if any(error is None for error in errors):
-        return {"value": mean, "se": None, "ci95": None, "of": list(members)}
+        return {"value": mean, "se": None, "ci95": None, "of": members}
     error = math.sqrt(sum(each**2 for each in errors)) / len(first)
     # Without any spread the normal approximation knows nothing.
     interval = [max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error)] if error else None
-    return {"value": mean, "se": error, "ci95": interval, "of": list(members)}
+    return {"value": mean, "se": error, "ci95": interval, "of": members}
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:

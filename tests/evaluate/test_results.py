@@ -81,6 +81,12 @@ def test_the_table_is_in_percent():
     assert "| x | avg@1 | 30.8 | 25.5 to 36.6 | 263 | 81 correct, 182 wrong |" in table
 
 
+def test_official_verdicts_have_an_average_of_their_own():
+    statuses = {"a": ["correct"], "b": ["wrong"], "c": ["wrong"], "d": ["wrong"]}
+    averages = _summary(statuses, 1, official=lambda status: status == "wrong", averages={"all": ["x"]})["averages"]
+    assert {name: mean["value"] for name, mean in averages.items()} == {"all": 0.25, "all official": 0.75}
+
+
 def test_an_average_is_unweighted_and_blank_where_a_member_is():
     statuses = {str(n): ["correct" if n < 5 else "wrong"] for n in range(10)}
     summary = _summary(statuses, 1, averages={"all": ["x"]})
@@ -92,6 +98,7 @@ def test_an_average_is_unweighted_and_blank_where_a_member_is():
     blank = _summary({"a": ["ungradable"]}, 1, averages={"all": ["x"]})
     assert blank["averages"]["all"]["value"] is None
     assert "all: no value, since x have none" in to_markdown(blank)
+    assert list(blank["averages"]) == ["all"]
     certain = _summary({"a": ["wrong"], "b": ["wrong"]}, 1, averages={"all": ["x"]})
     assert certain["averages"]["all"]["ci95"] is None
 

@@ -44,3 +44,9 @@ def test_a_number_stands_under_the_metric_that_grades_as_the_paper_did():
 def test_published_rows_without_a_number_for_any_column_are_left_out():
     table = Table(("model", "gsm8k"), (("ours", (Cell(1.0),)),), ())
     assert beside(table, published(["Qwen2.5-Math-1.5B"])) == table
+
+
+def test_a_published_average_stands_under_the_official_one():
+    table = Table(("model", "average", "average official"), (("ours", (Cell(1.0), Cell(2.0))),), ())
+    (_, theirs, *_) = beside(table, published(["Qwen2.5-Math-1.5B"])).rows
+    assert [cell.value for cell in theirs[1]] == [None, 15.92]
