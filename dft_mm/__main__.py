@@ -193,15 +193,11 @@ def compare(arguments: argparse.Namespace) -> None:
         study = study_of(
             arguments.recipe, arguments.overrides, arguments.suite, arguments.vary, arguments.seeds, arguments.out
         )
-        if carry_out(study, arguments.ranks or _accelerators(), arguments.submit, arguments.scoring.split()) is None:
+        from dft_mm.study.launch import accelerators
+
+        if carry_out(study, arguments.ranks or accelerators(), arguments.submit, arguments.scoring.split()) is None:
             return
     print((arguments.out / "compare.md").read_text(encoding="utf-8"))
-
-
-def _accelerators() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -259,18 +255,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         arguments.overrides += rest
     arguments.words = words
+    # peft imports it where it is installed, and it then misses a kernel for CPUs that nothing here would use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    return exit_code(lambda: _VERBS[arguments.verb](arguments), arguments.debug)
+
+
+def exit_code(work: Callable[[], int | None], debug: bool = False) -> int:
+    """Do the work of a command; what goes wrong is one message, and the exit code says of which kind it is."""
     # One message a node, not one a rank.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     if not speaks or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the libraries; ours are plain lines there
-    # peft imports it where it is installed, and it then misses a kernel for CPUs that nothing here would use.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        code = _VERBS[arguments.verb](arguments) or EXIT_DONE
+        code = work() or EXIT_DONE
         sys.stdout.flush()
         return code
     except InputError as error:
-        if arguments.debug:
+        if debug:
             traceback.print_exc()
         if speaks:
             print(f"dft-mm: {error}", file=sys.stderr)
@@ -283,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except Exception as error:
-        if arguments.debug or not is_full(error):
+        if debug or not is_full(error):
             traceback.print_exc()
         if not is_full(error):
             return EXIT_BUG

@@ -6,18 +6,18 @@ from pathlib import Path
 from dft_mm import __version__
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is below 1")
     return number
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(int(word) for word in text.split(","))
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+def seeds(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(word) for word in text.split(","))
+    if len(set(numbers)) < len(numbers) or min(numbers) < 0:
         raise argparse.ArgumentTypeError(f"{text}: seeds are different numbers from 0")
-    return seeds
+    return numbers
 
 
 def _count(text: str) -> int:
@@ -61,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--replay", type=Path, help="JSONL of answers made elsewhere; implies --backend replay")
         verb.add_argument("--dtype", help="hf, vllm: auto (bfloat16, on a CPU float32), float32, bfloat16 or float16")
         verb.add_argument(
-            "--batch-size", type=_positive, help="hf, vllm: answers generated together (default: 16 and 512)"
+            "--batch-size", type=positive, help="hf, vllm: answers generated together (default: 16 and 512)"
         )
-        verb.add_argument("--tensor-parallel", type=_positive, metavar="N", help="vllm: GPUs that share the model")
+        verb.add_argument("--tensor-parallel", type=positive, metavar="N", help="vllm: GPUs that share the model")
         verb.add_argument(
             "--url", metavar="http://HOST:PORT/v1", help="OpenAI-compatible server; implies --backend openai"
         )
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--key-env", metavar="VARIABLE", help="openai: environment variable with the key (default: OPENAI_API_KEY)"
         )
-        verb.add_argument("--concurrency", type=_positive, help="openai: most requests at once (default: 16)")
+        verb.add_argument("--concurrency", type=positive, help="openai: most requests at once (default: 16)")
         verb.add_argument(
             "--request-timeout", type=_seconds, metavar="S", help="openai: seconds to wait (default: 600)"
         )
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_recipe(verb)
     verb.add_argument(
-        "--stop-after", type=_positive, metavar="STEP", help="save and stop after this step, with exit code 3"
+        "--stop-after", type=positive, metavar="STEP", help="save and stop after this step, with exit code 3"
     )
     verb.add_argument(
         "--accept-changes", action="store_true",
@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         "dft-mm inspect scripts/recipes/tiny_vl_cpu.yaml --rows 3",
     )  # fmt: skip
     add_recipe(verb)
-    verb.add_argument("--rows", type=_positive, help="how many (default: 5; 50 with --html, all with --json)")
+    verb.add_argument("--rows", type=positive, help="how many (default: 5; 50 with --html, all with --json)")
     verb.add_argument("--row", metavar="ID", help="the one with this id")
     verb.add_argument("--json", action="store_true", help="one JSON object a line, with all ids")
     verb.add_argument("--html", type=Path, metavar="FILE", help="one page with the pictures, which opens offline")
@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
         "dft-mm probe scripts/recipes/tiny_vl_cpu.yaml --after runs/tiny_vl_cpu --html probe.html",
     )  # fmt: skip
     add_recipe(verb)
-    verb.add_argument("--rows", type=_positive, help="how many to draw from the training rows (default: 256)")
+    verb.add_argument("--rows", type=positive, help="how many to draw from the training rows (default: 256)")
     verb.add_argument("--model", metavar="DIR", help="model or run folder to probe instead of the recipe's model.path")
     verb.add_argument(
         "--after", action="append", default=[], metavar="DIR",
@@ -162,8 +162,8 @@ def parser() -> argparse.ArgumentParser:
         help="JSONL with problem, answer, and optionally id and images or image",
     )  # fmt: skip
     verb.add_argument("--out", type=Path, required=True, help="folder of correct.jsonl, pairs.jsonl and stats.json")
-    verb.add_argument("--n", type=_positive, default=4, help="answers to each question (default: 4)")
-    verb.add_argument("--cap", type=_positive, help="most correct answers kept, and most pairs, of one question")
+    verb.add_argument("--n", type=positive, default=4, help="answers to each question (default: 4)")
+    verb.add_argument("--cap", type=positive, help="most correct answers kept, and most pairs, of one question")
     verb.add_argument("--pairs", action="store_true", help="also write pairs of a correct and a wrong answer, for DPO")
     verb.add_argument("--model", help="Hugging Face folder to ask (default: the recipe's model.path)")
     verb.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: that of FILE)")
@@ -186,9 +186,9 @@ def parser() -> argparse.ArgumentParser:
         help="what the arms differ in; given again, all combinations are arms",
     )  # fmt: skip
     verb.add_argument(
-        "--seeds", type=_seeds, default=(), metavar="0,1,2", help="every arm with each (default: the recipe's)"
+        "--seeds", type=seeds, default=(), metavar="0,1,2", help="every arm with each (default: the recipe's)"
     )
-    verb.add_argument("--ranks", type=_positive, help="processes of a training run (default: one a GPU)")
+    verb.add_argument("--ranks", type=positive, help="processes of a training run (default: one a GPU)")
     verb.add_argument(
         "--submit", metavar="COMMAND",
         help='queue the runs instead, as "sbatch --nodes 2 scripts/launch/slurm.sh"; the recipe is added',

@@ -6,7 +6,6 @@ what was varied. Everything lies in one folder, and the same command goes on whe
 
 import itertools
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -23,8 +22,8 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.report.page import write_report
 from dft_mm.study.claim import claim
-from dft_mm.study.compare import compare_arms, read, verdict, write_comparison
-from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, train_run
+from dft_mm.study.compare import compare_arms, in_words, read, write_comparison
+from dft_mm.study.launch import machine_environment, rank_command, run_command, train_run
 from dft_mm.train.run_folder import state_of
 
 
@@ -150,8 +149,7 @@ def carry_out(
             if submit:
                 waiting.append(_submitted(study, run, recipe, submit))
                 continue
-            alone = [sys.executable, "-m", "dft_mm", "train", str(recipe)]
-            command = deepspeed_command(ranks, str(recipe)) if ranks > 1 else alone
+            command = rank_command(ranks, "train", str(recipe))
             train_run(run, command, Path.cwd(), study.out / "study.log", machine_environment())
         if not (study.results_folder(arm, seed) / "results.json").is_file():
             command = [sys.executable, "-m", "dft_mm", "eval", study.suite_name, "--model", str(run / "export")]
@@ -186,24 +184,13 @@ def _submitted(study: Study, run: Path, recipe: Path, submit: str) -> str:
     return f"{run.name} ({queued[run.name]})"
 
 
-def machine_environment() -> dict[str, str]:
-    """On a machine without a GPU one thread a process; what the user has set stays."""
-    import torch
-
-    return {} if torch.cuda.is_available() else {**CPU_ENVIRONMENT, **os.environ}
-
-
 def _finish(study: Study) -> dict[str, Any]:
     results = {arm.name: [read(study.results_folder(arm, seed)) for seed in study.seeds] for arm in study.arms}
     comparison = compare_arms(results, study.pairs)
     comparison["notes"] = _same_examples(study)
     names = " and ".join(arm.name for arm in study.arms)
     write_comparison(comparison, study.out)
-    findings = [
-        f"{row['benchmark']}, {row['metric']}: {row['a']} - {row['b']} = {100 * row['difference']:+.1f} points "
-        f"({100 * row['ci95'][0]:+.1f} to {100 * row['ci95'][1]:+.1f}): {verdict(row, row['a'], row['b'])}."
-        for row in comparison["comparisons"]
-    ]
+    findings = [f"{in_words(row)}." for row in comparison["comparisons"]]
     runs = [study.run_folder(arm, seed) for arm, seed in study.runs]
     write_report(runs, study.out / "report.html", f"{names} compared", (), [*findings, *comparison["notes"]])
     return comparison

@@ -173,6 +173,15 @@ def verdict(row: Mapping[str, Any], a: str, b: str) -> str:
     return f"no difference is shown{more}"
 
 
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of a study's comparison as one sentence, in percentage points, without its full stop."""
+    low, high = (100 * bound for bound in row["ci95"])
+    return (
+        f"{row['benchmark']}, {row['metric']}: {row['a']} - {row['b']} = {100 * row['difference']:+.1f} points "
+        f"({low:+.1f} to {high:+.1f}): {verdict(row, row['a'], row['b'])}"
+    )
+
+
 _HAD = {"questions": "n", "seeds": "seeds"}
 
 

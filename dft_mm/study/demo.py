@@ -23,7 +23,7 @@ from dft_mm.report.tables import print_table, score_table
 from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare, read, verdict, write_comparison
 from dft_mm.study.digits import Sizes, write_data
-from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command, train_run
+from dft_mm.study.launch import CPU_ENVIRONMENT, rank_command, run_command, train_run
 from dft_mm.study.tiny_reader import write_tiny_reader
 from dft_mm.train.run_folder import state_of
 
@@ -155,7 +155,7 @@ def train_model(out: Path, name: str) -> None:
         return
     if name == MODELS[0]:
         log.info("(DeepSpeed compiles a small library when it starts for the first time on a machine: about a minute)")
-    train_run(run, deepspeed_command(_RANKS, f"recipes/{name}.yaml"), out, out / "demo.log", CPU_ENVIRONMENT)
+    train_run(run, rank_command(_RANKS, "train", f"recipes/{name}.yaml"), out, out / "demo.log", CPU_ENVIRONMENT)
 
 
 def _results_folder(out: Path, name: str, suite: str) -> Path:

@@ -26,13 +26,30 @@ _PATIENCE_S = 60.0
 _LOOK_EVERY_S = 0.2
 
 
-def deepspeed_command(ranks: int, recipe: str) -> list[str]:
-    """The launcher on this machine's accelerators or, on the CPU, processes; on a port that is free now."""
+def accelerators() -> int:
+    """Of this machine; 1 where it has none."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def machine_environment() -> dict[str, str]:
+    """On a machine without a GPU one thread a process; what the user has set stays."""
+    import torch
+
+    return {} if torch.cuda.is_available() else {**CPU_ENVIRONMENT, **os.environ}
+
+
+def rank_command(ranks: int, *words: str, module: str = "dft_mm") -> list[str]:
+    """A Python module as one process, or as several under the launcher, on this machine's accelerators or its CPU, and
+    on a port that is free now."""
+    if ranks == 1:
+        return [sys.executable, "-m", module, *words]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     where = ["--num_gpus", str(ranks), "--master_port", str(port)]
-    return ["deepspeed", *where, "--module", "dft_mm", "train", recipe]
+    return ["deepspeed", *where, "--module", module, *words]
 
 
 def run_command(command: Sequence[str], folder: Path, log_file: Path, environment: Mapping[str, str]) -> None:

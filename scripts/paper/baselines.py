@@ -174,15 +174,17 @@ def _arguments(recipe: Recipe, given: argparse.Namespace) -> dict[str, Any]:
         "weight_decay": recipe.optim.weight_decay, "max_grad_norm": recipe.optim.clip, "logging_steps": 1,
         "save_steps": recipe.train.save_every, "save_total_limit": recipe.train.keep, "report_to": [],
         "gradient_checkpointing": recipe.model.gradient_checkpointing, "use_cpu": not torch.cuda.is_available(),
-        **({"deepspeed": _deepspeed(recipe, bf16)} if world > 1 else {}),
+        **({"deepspeed": _deepspeed(recipe)} if world > 1 else {}),
     }  # fmt: skip
 
 
-def _deepspeed(recipe: Recipe, bf16: bool) -> dict[str, Any]:
-    """The recipe's JSON, with what transformers fills in."""
-    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    told = json.loads(read_text(Path(recipe.deepspeed), "DeepSpeed config"))
-    return told | dict.fromkeys(auto, "auto") | {"bf16": {"enabled": bf16}}
+def _deepspeed(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's DeepSpeed settings, of which transformers fills in what it decides itself."""
+    from dft_mm.train.engine import deepspeed_config
+
+    decided = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    told = {key: value for key, value in deepspeed_config(recipe).items() if value is not None}
+    return told | dict.fromkeys(decided, "auto")
 
 
 def _export(trainer: Any, recipe: Recipe, processing: Any, given: argparse.Namespace) -> None:

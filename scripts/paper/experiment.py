@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dft_mm import arguments
 from dft_mm.atomic import write_atomically
 from dft_mm.errors import InputError
 
@@ -88,12 +89,15 @@ def options(about: str, words: Sequence[str] | None = None, out: str = "") -> Op
 
 
 def command_line(about: str, out: str) -> argparse.ArgumentParser:
+    """What every script of this folder can be told."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
     parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of runs and table (default: {out})")
     parser.add_argument("--models", default="", metavar="A,B", help="only these of the table's models")
-    parser.add_argument("--seeds", default="0", metavar="0,1,2", help="train everything with each (default: 0)")
-    parser.add_argument("--ranks", type=int, help="processes of a training run (default: one a GPU)")
+    parser.add_argument(
+        "--seeds", type=arguments.seeds, default="0", metavar="0,1,2", help="train everything with each (default: 0)"
+    )
+    parser.add_argument("--ranks", type=arguments.positive, help="processes of a training run (default: one a GPU)")
     parser.add_argument("--submit", metavar="COMMAND", help='queue the runs, as "sbatch scripts/launch/slurm.sh"')
     parser.add_argument("--scoring", default="", metavar="OPTIONS", help='options of dft-mm eval, as "--backend vllm"')
     parser.add_argument(
@@ -106,48 +110,41 @@ def command_line(about: str, out: str) -> argparse.ArgumentParser:
 
 
 def from_words(given: argparse.Namespace, out: str) -> Options:
-    seeds = tuple(int(seed) for seed in given.seeds.split(","))
+    from dft_mm.study.launch import accelerators
+
     models = tuple(name for name in given.models.split(",") if name)
     out_folder = given.out.with_name(f"{given.out.name}_tiny") if given.tiny and given.out == Path(out) else given.out
     return Options(
-        out_folder, models, tuple(given.overrides), seeds, given.ranks or _accelerators(), given.submit, given.scoring,
-        given.tiny, given.data,
+        out_folder, models, tuple(given.overrides), given.seeds, given.ranks or accelerators(), given.submit,
+        given.scoring, given.tiny, given.data,
     )  # fmt: skip
 
 
-def _accelerators() -> int:
-    import torch
+def setting(suite: str, path: str, wanted: Options) -> tuple[str, str, tuple[str, ...]]:
+    """The suite, the path of the model, and what is changed in the recipe, each with --tiny another."""
+    from scripts.paper.tiny import TINY_MODELS, tiny_changes, tiny_suite
 
-    return max(1, torch.cuda.device_count())
+    if not wanted.tiny:
+        return suite, path, ()
+    return str(tiny_suite(suite, wanted.data, wanted.out)), TINY_MODELS[suite], tiny_changes(suite, wanted.data)
 
 
 def carry_out(experiment: Experiment, wanted: Options) -> list[Scored] | None:
     """Train and score everything; goes on where it was stopped. None while queued runs are not finished."""
-    from scripts.paper.tiny import tiny_changes, tiny_suite
-
-    recipe, suite, changes = str(REPO / "scripts/recipes" / experiment.recipe), experiment.suite, experiment.changes
-    models = wanted.chosen(experiment.models)
-    if wanted.tiny:
-        suite = str(tiny_suite(suite, wanted.data, wanted.out))
-        changes = (*changes, *tiny_changes(experiment.suite, wanted.data))
-        models = [Model(model.name, _tiny_path(experiment), model.changes) for model in models]
+    recipe = str(REPO / "scripts/recipes" / experiment.recipe)
     rows: list[Scored] = []
     waiting = False
-    for model in models:
-        own = (*changes, *model.changes, f"model.path={model.path}", *wanted.overrides)
-        folder = wanted.out / model.name
+    for model in wanted.chosen(experiment.models):
+        suite, path, changes = setting(experiment.suite, model.path, wanted)
+        own = (*experiment.changes, *changes, *model.changes, f"model.path={path}", *wanted.overrides)
         if experiment.base:
-            untrained = score(model.path, wanted.out / "base" / model.name, suite, wanted)
+            untrained = score(path, wanted.out / "base" / model.name, suite, wanted)
             rows.append(Scored(model.name, "base", (untrained,)))
-        trained = train(recipe, own, suite, experiment.losses, folder, wanted)
+        trained = train(recipe, own, suite, experiment.losses, wanted.out / model.name, wanted)
         waiting |= trained is None
         for loss, results in (trained or {}).items():
             rows.append(Scored(model.name, METHODS[loss], results))
     return None if waiting else rows
-
-
-def _tiny_path(experiment: Experiment) -> str:
-    return "builtin:tiny-vl" if experiment.suite == "multimodal" else "builtin:tiny-lm"
 
 
 def train(
@@ -168,8 +165,7 @@ def train(
 def score(model: str, folder: Path, suite: str, wanted: Options) -> Path:
     """The result folder of a model that was not trained here, or not by a study."""
     from dft_mm.evaluate.suite import load_suite
-    from dft_mm.study.arms import machine_environment
-    from dft_mm.study.launch import run_command
+    from dft_mm.study.launch import machine_environment, run_command
 
     out = folder / "eval" / load_suite(suite).name
     if not (out / "results.json").is_file():
@@ -252,23 +248,19 @@ def _label(row: Scored) -> str:
 
 def differences(studies: Iterable[Path]) -> list[str]:
     """What each study's compare.json says, in words."""
-    from dft_mm.study.compare import verdict
+    from dft_mm.study.compare import in_words
 
     parts = []
     for folder in studies:
         rows = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["comparisons"]
         official = [row for row in rows if row["metric"].startswith("official")]  # graded as the paper did
-        lines = [
-            f"- {row['benchmark']}, {row['metric']}: {row['a']} - {row['b']} = {100 * row['difference']:+.1f} points "
-            f"({100 * row['ci95'][0]:+.1f} to {100 * row['ci95'][1]:+.1f}): {verdict(row, row['a'], row['b'])}"
-            for row in official or rows
-        ]
+        lines = [f"- {in_words(row)}" for row in official or rows]
         parts.append("\n".join([f"{folder.name}, by question:", "", *lines]))
     return parts
 
 
 TINY_NOTE = (
-    "Made with --tiny: models of a few random weights, two steps, a handful of questions. The script runs; its own "
+    "Made with --tiny: models of a few random weights, a few steps, a handful of questions. The script runs; its own "
     "figures say nothing."
 )
 
@@ -288,19 +280,13 @@ def main(experiment: Experiment, about: str, words: Sequence[str] | None = None)
 
 
 def script(work: Callable[[], str | None]) -> int:
-    """Print what `work` returns; wrong input is one line and exit code 2, a stop is exit code 3, as in dft-mm."""
+    """Print what `work` returns; what goes wrong ends as in dft-mm, with its exit code."""
+    from dft_mm.__main__ import exit_code
     from dft_mm.dist import setup_logging
-    from dft_mm.errors import Stopped
+
+    def told() -> None:
+        if text := work():
+            print(text)
 
     setup_logging()
-    try:
-        text = work()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        return 3
-    if text:
-        print(text)
-    return 0
+    return exit_code(told)

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.paper.experiment import TINY_NOTE, Options, command_line, from_words, score, script, train
+from scripts.paper.experiment import TINY_NOTE, Options, command_line, from_words, score, script, setting, train
 from scripts.paper.figures import DRAWN_ONLY, Figure, Point, Sweep, curve_of, write
-from scripts.paper.table2 import MODEL, RECIPE, setting
+from scripts.paper.table2 import MODEL, RECIPE
 
 OUT = "runs/paper/figure1"
 CHECKPOINTS = ("train.save_every=20", "train.keep=1000")
@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def figure(wanted: Options, keep_exports: bool) -> str | None:
     wanted.chosen([MODEL])
-    suite, model, changes = setting(wanted)
+    suite, model, changes = setting("math", MODEL.path, wanted)
     checkpoints = TINY_CHECKPOINTS if wanted.tiny else CHECKPOINTS
     base = score(model, wanted.out / "base" / MODEL.name, suite, wanted)
     study = wanted.out / MODEL.name
@@ -62,8 +62,7 @@ def by_step(last: Path, suite: str, wanted: Options, keep_exports: bool) -> dict
 
 def score_step(run: Path, step: int, suite: str, wanted: Options, keep_export: bool) -> Path:
     from dft_mm.evaluate.suite import load_suite
-    from dft_mm.study.arms import machine_environment
-    from dft_mm.study.launch import run_command
+    from dft_mm.study.launch import machine_environment, run_command
     from dft_mm.train.verify import checkpoint_name
 
     folder = wanted.out / "steps" / run.name / checkpoint_name(step)

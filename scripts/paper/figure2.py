@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dft_mm.atomic import write_atomically
-from scripts.paper.experiment import TINY_NOTE, Options, command_line, from_words, script, train
+from scripts.paper.experiment import TINY_NOTE, Options, command_line, from_words, script, setting, train
 from scripts.paper.figures import DRAWN_ONLY
-from scripts.paper.table2 import MODEL, RECIPE, setting
+from scripts.paper.table2 import MODEL, RECIPE
 
 OUT = "runs/paper/figure2"
 NOTE = DRAWN_ONLY.format("2") + "."
@@ -33,7 +33,7 @@ def figure(wanted: Options, study: Path | None, after: Sequence[str], rows: int 
     from dft_mm.study.probe import ROWS, probe, to_text, write_html
 
     wanted.chosen([MODEL])
-    suite, model, changes = setting(wanted)
+    suite, model, changes = setting("math", MODEL.path, wanted)
     own = (*changes, f"model.path={model}", *wanted.overrides)
     trained = train(RECIPE, own, suite, ("sft", "dft"), study or wanted.out / MODEL.name, wanted)
     if trained is None:

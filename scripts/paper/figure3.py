@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.paper.experiment import TINY_NOTE, Options, command_line, from_words, script
+from scripts.paper.experiment import TINY_NOTE, Options, command_line, from_words, script, setting
 from scripts.paper.figures import DRAWN_ONLY, Figure, Point, Sweep, curve_of, write
-from scripts.paper.table2 import MODEL, RECIPE, setting
+from scripts.paper.table2 import MODEL, RECIPE
 
 OUT = "runs/paper/figure3"
 LOSSES = ("sft", "dft")
@@ -46,7 +46,7 @@ def figure(wanted: Options) -> str | None:
     from dft_mm.study.arms import Arm, carry_out, study_of_arms
 
     wanted.chosen([MODEL])
-    suite, model, changes = setting(wanted)
+    suite, model, changes = setting("math", MODEL.path, wanted)
     if wanted.tiny:
         changes = (*changes, *tiny_rows(wanted.data))
     own = (*changes, f"model.path={model}", *wanted.overrides)

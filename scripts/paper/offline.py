@@ -35,8 +35,7 @@ class Sampled:
 
 def sampled(recipe: str, changes: Sequence[str], wanted: Options) -> Sampled:
     """Answers below OUT/sampled; goes on where it was stopped. Their correct ones need not be of all questions."""
-    from dft_mm.study.arms import machine_environment
-    from dft_mm.study.launch import run_command
+    from dft_mm.study.launch import machine_environment, run_command
 
     wanted.out.mkdir(parents=True, exist_ok=True)
     questions, more = (Path(QUESTIONS), wanted.scoring.split()) if not wanted.tiny else _tiny(wanted)

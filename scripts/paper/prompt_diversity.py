@@ -6,16 +6,16 @@ is asked harder puzzles and wordings that it has not seen.
     python -m scripts.paper.prompt_diversity --games sokoban --model Qwen/Qwen2.5-1.5B-Instruct --seeds 0,1,2
 """
 
-import argparse
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dft_mm import arguments
 from dft_mm.atomic import write_atomically
 from dft_mm.errors import InputError
-from scripts.paper.experiment import REPO, Options, score, script
+from scripts.paper.experiment import REPO, Options, command_line, from_words, score, script
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,55 +82,23 @@ class Wanted(NamedTuple):
 
 
 def options(words: Sequence[str] | None = None) -> Wanted:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
-    parser.add_argument("--out", type=Path, help=f"folder of data, runs and table (default: {OUT}, or with _tiny)")
+    parser = command_line(__doc__ or "", OUT)
     parser.add_argument("--games", default=",".join(GAMES), metavar="A,B", help=f"of {', '.join(GAMES)}")
     parser.add_argument("--model", metavar="MODEL", help=f"where all arms begin (default: {MODEL})")
     parser.add_argument(
-        "--demonstrations", type=_positive, metavar="N", help=f"rows to learn from (default: {DEMONSTRATIONS})"
+        "--demonstrations", type=arguments.positive, metavar="N", help=f"rows to learn from (default: {DEMONSTRATIONS})"
     )
-    parser.add_argument("--seeds", type=_seeds, default="0", metavar="0,1,2", help="train with each (default: 0)")
-    parser.add_argument("--ranks", type=_positive, help="processes of a training run (default: one a GPU)")
-    parser.add_argument("--submit", metavar="COMMAND", help='queue the runs, as "sbatch scripts/launch/slurm.sh"')
-    parser.add_argument("--scoring", default="", metavar="OPTIONS", help='options of dft-mm eval, as "--backend vllm"')
-    parser.add_argument(
-        "--tiny", action="store_true",
-        help="the whole script in minutes on a CPU: a tiny model of random weights, two steps, two questions each",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data", metavar="DIR", help="as the other scripts of this folder have it; nothing is read there, since "
-        "demonstrations and questions are made",
-    )  # fmt: skip
     given = parser.parse_intermixed_args(words)
     games = tuple(given.games.split(","))
     unknown = [game for game in games if game not in GAMES]
     if unknown:
         raise InputError(f"--games {unknown[0]}: there are {', '.join(GAMES)}")
-    out = given.out or Path(f"{OUT}_tiny" if given.tiny else OUT)
-    common = Options(
-        out, (), tuple(given.overrides), given.seeds, given.ranks or _accelerators(), given.submit, given.scoring,
-        given.tiny,
-    )  # fmt: skip
+    if given.models:
+        raise InputError(f"--models {given.models}: here all arms begin from one model; --model names it")
     model, demonstrations = (TINY_MODEL, TINY_DEMONSTRATIONS) if given.tiny else (MODEL, DEMONSTRATIONS)
-    return Wanted(common, games, given.model or model, given.demonstrations or demonstrations)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(int(word) for word in text.split(",")))
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
-
-
-def _accelerators() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
+    return Wanted(
+        from_words(given, OUT), games, given.model or model, given.demonstrations or demonstrations
+    )
 
 
 def data_file(out: Path, game: str, condition: Condition) -> Path:

@@ -1,13 +1,12 @@
 """Table 2 (section 4.2), offline RL with Qwen2.5-Math-1.5B: four answers of its own to each of 100,000 questions, the
 correct ones learned by SFT (which is RFT) and by DFT, pairs of a correct and a wrong one by DPO; and online GRPO and
-RLOO on the same questions, through TRL. PPO, and online runs at scale: scripts/paper/verl.py.
+RLOO on the same questions, through TRL. The paper's PPO, by verl, is not run here.
 
     pip install -e ".[rl]"
     python -m scripts.paper.data.numinamath && python -m scripts.paper.data.questions
     python -m scripts.paper.table2 --ranks 8 --scoring "--backend vllm"
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from scripts.paper.experiment import (
     from_words,
     score,
     script,
+    setting,
     train,
     write,
 )  # fmt: skip
@@ -45,7 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def table(wanted: Options, baselines: Sequence[str]) -> str | None:
-    suite, model, changes = setting(wanted)
+    wanted.chosen([MODEL])
+    suite, model, changes = setting("math", MODEL.path, wanted)
     recipe_changes = (*changes, f"model.path={model}", *wanted.overrides)
     answers = sampled(RECIPE, recipe_changes, wanted)
     rows = [Scored(MODEL.name, "base", (score(model, wanted.out / "base" / MODEL.name, suite, wanted),))]
@@ -63,19 +64,9 @@ def table(wanted: Options, baselines: Sequence[str]) -> str | None:
     return write(Findings("2", rows, [study], [*([TINY_NOTE] if wanted.tiny else []), *notes]), wanted.out)
 
 
-def setting(wanted: Options) -> tuple[str, str, tuple[str, ...]]:
-    """Suite, model's path, and what is changed in the recipe."""
-    if not wanted.tiny:
-        return "math", MODEL.path, ()
-    from scripts.paper.tiny import tiny_changes, tiny_suite
-
-    return str(tiny_suite("math", wanted.data, wanted.out)), "builtin:tiny-lm", tiny_changes("math", wanted.data)
-
-
 def train_baseline(method: str, changes: Sequence[str], answers: Sampled, wanted: Options) -> Path:
     """The model folder of a baseline, trained if it is not there."""
-    from dft_mm.study.arms import machine_environment
-    from dft_mm.study.launch import run_command
+    from dft_mm.study.launch import machine_environment, rank_command, run_command
 
     out = wanted.out / method
     if not (out / "export").is_dir():
@@ -83,10 +74,8 @@ def train_baseline(method: str, changes: Sequence[str], answers: Sampled, wanted
         words = [method, RECIPE, *changes, "--data", str(data), "--out", str(out)]
         if wanted.tiny:
             words += ["--steps", "2", "--batch", "4", "--max-tokens", "8"]
-        alone = [sys.executable, "-m", "scripts.paper.baselines"]
-        launcher = ["deepspeed", "--num_gpus", str(wanted.ranks), "--module", "scripts.paper.baselines"]
         out.mkdir(parents=True, exist_ok=True)
-        command = [*(launcher if wanted.ranks > 1 else alone), *words]
+        command = rank_command(wanted.ranks, *words, module="scripts.paper.baselines")
         run_command(command, Path.cwd(), out / "train.log", machine_environment())
     return out / "export"
 

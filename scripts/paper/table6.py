@@ -16,11 +16,12 @@ from scripts.paper.experiment import (
     command_line,
     from_words,
     script,
+    setting,
     train,
     write,
 )  # fmt: skip
 from scripts.paper.offline import Sampled, sampled
-from scripts.paper.table2 import MODEL, RECIPE, setting
+from scripts.paper.table2 import MODEL, RECIPE
 
 OUT = "runs/paper/table6"
 LOSSES = ("iw_sft", "dft")
@@ -34,7 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def table(wanted: Options, folder: Path | None) -> str | None:
-    suite, model, changes = setting(wanted)
+    wanted.chosen([MODEL])
+    suite, model, changes = setting("math", MODEL.path, wanted)
     recipe_changes = (*changes, f"model.path={model}", *wanted.overrides)
     answers = Sampled(folder, Path()) if folder else sampled(RECIPE, recipe_changes, wanted)
     rows, studies = [], []

@@ -23,6 +23,10 @@ _LIMITS = {"mathverse": 5, "wemath": 4}
 """Questions of a task that are asked, where two would leave columns empty: the versions of a problem, or its parts."""
 
 
+TINY_MODELS = {"math": "builtin:tiny-lm", "code": "builtin:tiny-lm", "multimodal": "builtin:tiny-vl"}
+"""Suite → the model of random weights that learns."""
+
+
 def tiny_changes(suite: str, data: Path) -> tuple[str, ...]:
     """What makes a recipe tiny; the model's path is put in by the table."""
     path, layout, pictures = _ROWS[suite]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dft_mm.study.launch import CPU_ENVIRONMENT, deepspeed_command, run_command
+from dft_mm.study.launch import CPU_ENVIRONMENT, rank_command, run_command
 
 
 def test_output_is_shown_without_noise_and_kept_whole(tmp_path, caplog):
@@ -66,7 +66,7 @@ def _running(code):
 
 
 def test_each_launch_takes_a_port_of_its_own():
-    command = deepspeed_command(2, "r.yaml")
+    command = rank_command(2, "train", "r.yaml")
     assert command[:3] == ["deepspeed", "--num_gpus", "2"]
     assert command[-4:] == ["--module", "dft_mm", "train", "r.yaml"]
     assert 1024 < int(command[command.index("--master_port") + 1]) < 65536

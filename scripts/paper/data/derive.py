@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dft_mm
+from dft_mm.arguments import positive
 from dft_mm.atomic import replacing, write_atomically
 from dft_mm.errors import InputError
 from scripts.paper.data.rows import Row, count_rows, draw, read_rows
@@ -222,32 +222,20 @@ def parser(derived: Derived, about: str | None) -> argparse.ArgumentParser:
     folder = Path(derived.folder)
     told.add_argument("--out", type=Path, default=folder, metavar="DIR", help=f"default: {folder}")
     told.add_argument("--files", type=Path, metavar="DIR", help="take the published files from here; fetch nothing")
-    told.add_argument("--rows", type=_positive, metavar="N", help=f"how many rows to take (default: {default})")
+    told.add_argument("--rows", type=positive, metavar="N", help=f"how many rows to take (default: {default})")
     told.add_argument("--draw", choices=("random", "first"), default="random", help="which of them (default: random)")
     told.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
     told.add_argument("--check", action="store_true", help="only say whether what was made is whole: exit 0, else 1")
     return told
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
 def run(derived: Derived, given: argparse.Namespace) -> int:
     """Exit code: 0 done; 1 damaged (--check); 2, with one message, where the user's input is wrong."""
+    from dft_mm.__main__ import exit_code
     from dft_mm.dist import setup_logging
 
     setup_logging()
-    try:
-        if given.check:
-            return check(derived, given)
-        print(make(derived, given))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: check(derived, given) if given.check else print(make(derived, given)))
 
 
 def main(derived: Derived, about: str | None, words: Sequence[str] | None = None) -> int:
