@@ -5,9 +5,8 @@ import json
 import pytest
 from rows import write_wethink
 
-from dft_mm.__main__ import main, parser
-
-VERBS = ("train", "prepare", "inspect", "probe", "export", "eval", "report", "demo")
+from dft_mm.__main__ import _VERBS, exit_code, main, parser
+from dft_mm.errors import InputError, Stopped
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def change_row(recipe, number, **values):
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", _VERBS)
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args([verb, "--help"])
@@ -161,3 +160,15 @@ def test_an_unknown_option_is_refused(capsys):
         main(["train", "recipe.yaml", "--fast"])
     assert stop.value.code == 2
     assert "--fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [(InputError("mend it"), 2, "dft-mm: mend it"), (Stopped("stopped"), 3, "dft-mm: stopped"), (KeyError("x"), 1, "Trac")],
+)
+def test_a_failure_is_told_and_its_kind_is_the_exit_code(capsys, error, code, told):
+    def work():
+        raise error
+
+    assert exit_code(work) == code
+    assert capsys.readouterr().err.startswith(told)

@@ -70,3 +70,8 @@ def test_each_launch_takes_a_port_of_its_own():
     assert command[:3] == ["deepspeed", "--num_gpus", "2"]
     assert command[-4:] == ["--module", "dft_mm", "train", "r.yaml"]
     assert 1024 < int(command[command.index("--master_port") + 1]) < 65536
+
+
+def test_another_module_and_a_rank_alone():
+    assert rank_command(1, "train", "r.yaml") == [sys.executable, "-m", "dft_mm", "train", "r.yaml"]
+    assert rank_command(2, "dpo", module="scripts.paper.baselines")[-3:] == ["--module", "scripts.paper.baselines", "dpo"]
