@@ -164,7 +164,11 @@ def test_an_unknown_option_is_refused(capsys):
 
 @pytest.mark.parametrize(
     ("error", "code", "told"),
-    [(InputError("mend it"), 2, "dft-mm: mend it"), (Stopped("stopped"), 3, "dft-mm: stopped"), (KeyError("x"), 1, "Trac")],
+    [
+        (InputError("mend it"), 2, "dft-mm: mend it"),
+        (Stopped("stopped"), 3, "dft-mm: stopped"),
+        (KeyError("x"), 1, "Traceback"),
+    ],
 )
 def test_a_failure_is_told_and_its_kind_is_the_exit_code(capsys, error, code, told):
     def work():

@@ -74,4 +74,4 @@ def test_each_launch_takes_a_port_of_its_own():
 
 def test_another_module_and_a_rank_alone():
     assert rank_command(1, "train", "r.yaml") == [sys.executable, "-m", "dft_mm", "train", "r.yaml"]
-    assert rank_command(2, "dpo", module="scripts.paper.baselines")[-3:] == ["--module", "scripts.paper.baselines", "dpo"]
+    assert rank_command(2, "dpo", module="a.b")[-3:] == ["--module", "a.b", "dpo"]
