@@ -29,7 +29,8 @@ if ! command -v tsc >/dev/null 2>&1; then
 fi
 
 [ -z "$missing$typescript" ] && exit 0
-line="apt-get install -y --no-install-recommends$missing"
+install="apt-get install -y --no-install-recommends"
+line="$install$missing"
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "for the code benchmarks, as root:${missing:+ $line}${missing:+${typescript:+ &&}}${typescript:+ $typescript}"
     exit 0
@@ -38,9 +39,10 @@ export DEBIAN_FRONTEND=noninteractive
 if [ -n "$missing" ]; then
     echo "installing languages of the code benchmarks:$missing"
     log=$(mktemp)
-    if ! { apt-get update && $line; } >"$log" 2>&1; then
+    patient="-o DPkg::Lock::Timeout=300" # another installation may be at work
+    if ! { apt-get update && $install $patient $missing; } >"$log" 2>&1; then
         for package in $missing; do # one that this system does not know keeps none of the others away
-            apt-get install -y --no-install-recommends "$package" >"$log" 2>&1 || echo "not installed: $package"
+            $install $patient "$package" >"$log" 2>&1 || echo "not installed: $package: $(grep '^E:' "$log" | head -1)"
         done
     fi
     rm -f "$log"
