@@ -15,10 +15,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dft_mm.config import Recipe, load_recipe, read_text
 from dft_mm.errors import InputError
+
+if TYPE_CHECKING:
+    from dft_mm.evaluate.task import Question
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def _pairs(path: Path) -> tuple[Any, dict[str, Any]]:
         if missing:
             raise InputError(f"{path}:{number}: no text {missing[0]!r}; dft-mm sample --pairs writes such a file")
         answers = {key: [{"role": "assistant", "content": pair[key]}] for key in ("chosen", "rejected")}
-        rows.append({"prompt": _asked(pair["prompt"]), **answers})
+        rows.append({"prompt": rl_prompt(pair["prompt"]), **answers})
     if not rows:
         raise InputError(f"{path}: no pairs; of no question was one answer correct and one wrong")
     return Dataset.from_list(rows), {}
@@ -115,20 +118,27 @@ def _questions(path: Path) -> tuple[Any, dict[str, Any]]:
     """Questions whose answer can be graded, and the reward: 1 where math-verify finds the answer right, else 0."""
     from datasets import Dataset
 
+    rows = [
+        {"prompt": rl_prompt(question.about["problem"]), "gold": question.gold} for question in asked_questions(path)
+    ]
+    return Dataset.from_list(rows), {"reward_funcs": right}
+
+
+def asked_questions(path: Path) -> "list[Question]":
+    """Those whose gold answer can be graded; the others are counted in the log."""
     from dft_mm.evaluate.benchmark import BenchmarkConfig
     from dft_mm.study.questions import load_questions
 
     asked, _ = load_questions(BenchmarkConfig(task="sample", data=str(path)), None)
-    rows = [{"prompt": _asked(question.about["problem"]), "gold": question.gold} for question in asked]
-    return Dataset.from_list(rows), {"reward_funcs": right}
+    return asked
 
 
 def right(completions: Sequence[Any], gold: Sequence[str], **_: Any) -> list[float]:
-    from dft_mm.evaluate.grade_math import grade
-    from dft_mm.evaluate.task import RIGHT
+    """TRL's form of the reward."""
+    from scripts.paper.reward import compute_score
 
     texts = [completion[0]["content"] for completion in completions]
-    return [float(grade(text, answer).status in RIGHT) for text, answer in zip(texts, gold, strict=True)]
+    return [compute_score("", text, answer) for text, answer in zip(texts, gold, strict=True)]
 
 
 _DATA: dict[str, Callable[[Path], tuple[Any, dict[str, Any]]]] = {
@@ -136,7 +146,8 @@ _DATA: dict[str, Callable[[Path], tuple[Any, dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-def _asked(problem: str) -> list[dict[str, str]]:
+def rl_prompt(problem: str) -> list[dict[str, str]]:
+    """A question as the models of Table 2 are asked, in training and in evaluation."""
     from dft_mm.evaluate.tasks.mathematics import MATH_SYSTEM
 
     return [{"role": "system", "content": MATH_SYSTEM}, {"role": "user", "content": problem}]

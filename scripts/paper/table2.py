@@ -1,15 +1,19 @@
 """Table 2 (section 4.2), offline RL with Qwen2.5-Math-1.5B: four answers of its own to each of 100,000 questions, the
 correct ones learned by SFT (which is RFT) and by DFT, pairs of a correct and a wrong one by DPO; and online GRPO and
-RLOO on the same questions, through TRL. The paper's PPO, by verl, is not run here.
+RLOO on the same questions, through TRL. PPO is written out for verl, which the paper used, and its row appears when the
+script is run again after that training; GRPO and RLOO can be trained so too.
 
     pip install -e ".[rl]"
     python -m scripts.paper.data.numinamath && python -m scripts.paper.data.questions
+    python -m scripts.paper.table2 --ranks 8 --scoring "--backend vllm"
+    sh runs/paper/table2/ppo/run.sh        # in verl's environment: see scripts/paper/verl.py
     python -m scripts.paper.table2 --ranks 8 --scoring "--backend vllm"
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from dft_mm.errors import InputError
 from scripts.paper.experiment import (
     METHODS,
     REPO,
@@ -31,26 +35,36 @@ from scripts.paper.offline import Sampled, sampled
 MODEL = Model("Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-1.5B")
 RECIPE = str(REPO / "scripts/recipes/qwen2_5_math_1_5b_numinamath_dft.yaml")
 OUT = "runs/paper/table2"
-BASELINES = {"dpo": "Offline", "grpo": "Online", "rloo": "Online"}
+BASELINES = {"dpo": "Offline", "ppo": "Online", "grpo": "Online", "rloo": "Online"}
 """Method → the table's part in which it stands."""
+VERL = "ppo"
+"""Not trained by this script."""
 RFT = METHODS | {"sft": "RFT"}
 """SFT on answers of one's own that are correct is rejection sampling fine-tuning."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = command_line(__doc__ or "", OUT)
-    parser.add_argument("--baselines", default=",".join(BASELINES), help="which are trained (default: dpo,grpo,rloo)")
+    every = ",".join(BASELINES)
+    parser.add_argument("--baselines", default=every, help=f"which are wanted (default: {every})")
     given = parser.parse_intermixed_args(words)
-    return script(lambda: table(from_words(given, OUT), given.baselines.split(",") if given.baselines else []))
+    baselines = [method for method in given.baselines.split(",") if method]
+    return script(lambda: table(from_words(given, OUT), baselines))
 
 
 def table(wanted: Options, baselines: Sequence[str]) -> str | None:
     wanted.chosen([MODEL])
+    if unknown := [method for method in baselines if method not in BASELINES]:
+        raise InputError(f"--baselines {unknown[0]}: this table has {', '.join(BASELINES)}")
     suite, model, changes = setting("math", MODEL.path, wanted)
     recipe_changes = (*changes, f"model.path={model}", *wanted.overrides)
     answers = sampled(RECIPE, recipe_changes, wanted)
     rows = [Scored(MODEL.name, "base", (score(model, wanted.out / "base" / MODEL.name, suite, wanted),))]
+    notes = []
     for method in baselines:
+        if method == VERL and not (wanted.out / method / "export").is_dir():
+            notes.append(write_verl(recipe_changes, answers, wanted))
+            continue
         export = train_baseline(method, recipe_changes, answers, wanted)
         results = score(str(export), export.parent, suite, wanted)
         rows.append(Scored(MODEL.name, method.upper(), (results,), BASELINES[method]))
@@ -60,8 +74,16 @@ def table(wanted: Options, baselines: Sequence[str]) -> str | None:
         return None
     rows += [Scored(MODEL.name, RFT[loss], results, "Offline") for loss, results in trained.items()]
     kept = len((answers.folder / "correct.jsonl").read_text(encoding="utf-8").splitlines())
-    notes = [f"{kept} correct answers were learned from (sft is RFT); the paper had about 140,000."]
+    notes.append(f"{kept} correct answers were learned from (sft is RFT); the paper had about 140,000.")
     return write(Findings("2", rows, [study], [*([TINY_NOTE] if wanted.tiny else []), *notes]), wanted.out)
+
+
+def write_verl(changes: Sequence[str], answers: Sampled, wanted: Options) -> str:
+    """Files of the method that verl trains; returns what to do with them."""
+    from dft_mm.config import load_recipe
+    from scripts.paper.verl import export
+
+    return "Not trained here: " + export(VERL, load_recipe(Path(RECIPE), changes), answers.questions, wanted.out / VERL)
 
 
 def train_baseline(method: str, changes: Sequence[str], answers: Sampled, wanted: Options) -> Path:
