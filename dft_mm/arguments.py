@@ -1,7 +1,10 @@
 """What may be said on the command line: verbs, their options, the types of these, and examples."""
 
 import argparse
+import difflib
+import re
 from pathlib import Path
+from typing import NoReturn
 
 from dft_mm import __version__
 
@@ -34,8 +37,18 @@ def _seconds(text: str) -> float:
     return number
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest word to one that is not known (argparse does so itself from Python 3.14 on)."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1, cutoff=0.6)
+            message += f"; did you mean {near[0]!r}?" if near else ""
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
+    main = _Parser(
         prog="dft-mm", description="Fine-tune Qwen2.5-VL and text models with DFT on DeepSpeed ZeRO-3, and score them."
     )
     main.add_argument("--version", action="version", version=f"dft-mm {__version__}")

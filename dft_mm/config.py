@@ -335,7 +335,8 @@ def read_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise InputError(f"{where}: not valid YAML: {error}") from error
+        told = str(error).replace('"<unicode string>"', where)
+        raise InputError(f"{where}: not valid YAML: {told}") from error
 
 
 def read_text(path: Path, what: str) -> str:
@@ -360,7 +361,8 @@ def load_section(cls: type[SectionT], path: str | Path, overrides: Sequence[str]
     """The same for any closed section that lives in a file of its own, such as an evaluation suite."""
     values = read_yaml(read_text(Path(path), cls.__name__.lower()), str(path))
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a {cls.__name__.lower()} maps keys to values; this is a {type(values).__name__}")
+        found = "it is empty" if values is None else f"this is a {type(values).__name__}"
+        raise InputError(f"{path}: a {cls.__name__.lower()} maps keys to values, as in `name: mine`; {found}")
     for override in overrides:
         _apply(values, override)
     try:
@@ -397,7 +399,7 @@ def _set(here: dict[str, Any], keys: list[str], value: Any, override: str) -> No
 
 
 def _explain(cls: type[BaseModel], values: dict[str, Any], item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or cls.__name__.lower()
+    where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = list(_keys(cls))
         leaf = str(item["loc"][-1])
@@ -413,7 +415,8 @@ def _explain(cls: type[BaseModel], values: dict[str, Any], item: Any) -> str:
         return f"{where!r} is missing"
     given = item.get("input")
     shown = "" if isinstance(given, dict) or item["type"] == "value_error" else f" (got {given!r})"
-    return f"{where!r}: {item['msg'].removeprefix('Value error, ')}{shown}"
+    told = item["msg"].removeprefix("Value error, ")
+    return f"{where!r}: {told}{shown}" if where else told
 
 
 def _leaf(key: str) -> str:

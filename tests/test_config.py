@@ -100,9 +100,9 @@ def test_every_wrong_key_is_named_with_the_file(load):
     [
         ("name: a\nname: b", ["'name' is given twice", "line 2"]),
         ("optim: {lr: 1, lr: 2}", ["'lr' is given twice"]),
-        ("name: [a", ["not valid YAML"]),
+        ("name: [a", ["not valid YAML", "recipe.yaml, line 1"]),
         ("- a", ["maps keys to values", "list"]),
-        ("", ["maps keys to values"]),
+        ("", ["maps keys to values", "it is empty"]),
         ("name: run", ["'model' is missing", "'data' is missing"]),
     ],
 )

@@ -98,6 +98,16 @@ def test_a_wrong_recipe_is_one_message_and_exit_2(run, kind):
         assert text in output.err
 
 
+def test_a_misspelt_verb_names_the_nearest_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["trian"])
+    assert stop.value.code == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["zzz"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
 def test_a_missing_recipe_is_exit_2(capsys):
     assert main(["train", "no/recipe.yaml"]) == 2
     assert "no/recipe.yaml" in capsys.readouterr().err

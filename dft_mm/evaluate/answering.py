@@ -64,8 +64,8 @@ def answering(
     """
     with joined() as ranks, contextlib.ExitStack() as held:
         dist.on_main(lambda: _enter(out, work, held))
-        questions = dist.on_main(load)
         source = ranks.together(lambda: make(backend, wanted, ranks.size))
+        questions = dist.on_main(load)
         batches = ranks.together(lambda: source.plan(_requests(questions, wanted.sampling)))
         dist.on_main(lambda: _claim(out, work, _manifest(work, wanted.model, source, questions)))
         generated = generate(source, batches, out, ranks)
