@@ -1,5 +1,5 @@
-"""DFT inside TRL's SFTTrainer, which makes prompts and labels itself. TRL means to drop `compute_loss_func` in its 2.0, and
-warns that with it each step holds the logits: what costs nothing here is `dft-mm train`.
+"""DFT inside TRL's SFTTrainer, which makes prompts and labels itself. TRL means to drop `compute_loss_func` in its 2.0,
+and warns that with it each step holds the logits; `dft-mm train` does not.
 
     pip install -e ".[rl]"
     python examples/trl_sft.py --model Qwen/Qwen2.5-0.5B-Instruct --data rows.jsonl --steps 100
