@@ -152,13 +152,29 @@ def carry_out(
             command = rank_command(ranks, "train", str(recipe))
             train_run(run, command, Path.cwd(), study.out / "study.log", machine_environment())
         if not (study.results_folder(arm, seed) / "results.json").is_file():
-            command = [sys.executable, "-m", "dft_mm", "eval", study.suite_name, "--model", str(run / "export")]
-            command += ["--out", str(study.results_folder(arm, seed)), *scoring]
-            run_command(command, Path.cwd(), study.out / "study.log", machine_environment())
+            command = ["eval", study.suite_name, "--model", str(_scored_model(study, arm, run))]
+            _do(study, *command, "--out", str(study.results_folder(arm, seed)), *scoring)
     if waiting:
         log.info("queued: %s. Run the same command again when they are done", "; ".join(waiting))
         return None
     return _finish(study)
+
+
+def _do(study: Study, *words: str) -> None:
+    run_command(
+        [sys.executable, "-m", "dft_mm", *words], Path.cwd(), study.out / "study.log", machine_environment()
+    )
+
+
+def _scored_model(study: Study, arm: Arm, run: Path) -> Path:
+    """The folder of a finished run that is scored: where it trained adapters, the model with them added, which every
+    backend takes."""
+    if not load_recipe(study.recipe_file, [*study.overrides, *arm.changes]).model.lora:
+        return run / "export"
+    merged = run / "merged"
+    if not merged.is_dir():
+        _do(study, "export", str(run), "--merge", "--out", str(merged))
+    return merged
 
 
 def _write_recipe(study: Study, arm: Arm, seed: int) -> Path:

@@ -61,6 +61,8 @@ def commands(monkeypatch):
             return
         out = Path(command[command.index("--out") + 1])
         out.mkdir(parents=True)
+        if "export" in command:
+            return
         generator = np.random.default_rng(len(given))
         chance = 0.9 if "/dft-s" in str(out) else 0.6
         lines = [
@@ -92,6 +94,19 @@ def test_every_arm_is_trained_and_scored_with_every_seed_and_a_difference_found(
     assert (told["seed"], told["loss"]["name"], told["name"]) == (2, "dft", "dft-s2")
     assert "| sft | dft | digits |" in (recipe.parent / "study/compare.md").read_text()
     assert comparison["notes"] == []
+
+
+def test_adapters_are_scored_as_part_of_their_model(recipe, commands):
+    study = study_of(
+        recipe, ["model.lora={rank: 8}"], str(recipe.parent / "suite.yaml"), ["loss.name=sft,dft"], [0],
+        recipe.parent / "study",
+    )  # fmt: skip
+    carry_out(study, ranks=1)
+    run = recipe.parent / "study/runs/sft-s0"
+    _, merging, scoring = commands[:3]
+    assert merging[3:] == ["export", str(run), "--merge", "--out", str(run / "merged")]
+    assert scoring[scoring.index("--model") + 1] == str(run / "merged")
+    assert len(commands) == 6
 
 
 def test_a_study_goes_on_where_it_was_stopped_and_takes_further_seeds(recipe, commands, monkeypatch):
