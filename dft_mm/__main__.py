@@ -171,9 +171,13 @@ def report(arguments: argparse.Namespace) -> None:
     rows = published(arguments.published)
 
     if arguments.watch:
-        from dft_mm.report.watch import HOST, LivePage, watch
+        try:
+            from dft_mm.report.watch import HOST, LivePage, watch
 
-        watch(LivePage(arguments.paths, add=lambda table: beside(table, rows)), arguments.host or HOST, arguments.port)
+            page = LivePage(arguments.paths, add=lambda table: beside(table, rows))
+            watch(page, arguments.host or HOST, arguments.port)
+        except KeyboardInterrupt:  # the way to end it
+            print()
         return
     _make_folder(arguments.out.parent)
     if arguments.out.suffix == ".md":

@@ -95,7 +95,15 @@ def stamps(paths: Sequence[Path]) -> dict[str, tuple[int, int]]:
     own = ("recipe.yaml", "STATUS.json", "metrics.jsonl", "environment.json", "data/manifest.json", "eval/*/*.json")
     names = [*own, *(f"runs/*/{name}" for name in own), "results.json", "compare.json"]
     files = (file for path in paths for name in names for file in sorted(path.glob(name)))
-    return {str(file): (about.st_mtime_ns, about.st_size) for file in files if (about := file.stat())}
+    return {str(file): stamp for file in files if (stamp := _stamp(file))}
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        about = file.stat()
+    except OSError:  # it was there a moment ago
+        return None
+    return about.st_mtime_ns, about.st_size
 
 
 def _read_path(path: Path, found: Found) -> bool:

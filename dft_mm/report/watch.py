@@ -4,12 +4,14 @@ import gzip
 import hashlib
 import ipaddress
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from dft_mm.errors import InputError
@@ -30,16 +32,23 @@ class Version:
     tag: str
 
 
+class _Content(NamedTuple):
+    found: Found
+    examples: Examples
+    results: object
+    """What the examples were read from: they are read again only when that is another."""
+
+
 class LivePage:
     """The page of some paths, nearly as new as their files. `version` may be called from several threads."""
 
     def __init__(self, paths: Sequence[Path], title: str = TITLE, add: AddRows = lambda table: table) -> None:
         """Raises InputError for a path that is not there, or is damaged."""
         self._paths, self._title, self._add = paths, title, add
-        self._examples: tuple[object, Examples] | None = None
         self._making = threading.Lock()
         self._stamps = stamps(paths)
-        self._found = read_paths(paths, wait=True)
+        self._content: _Content | None = None
+        self._content = self._read()
         self._version = self._make("")
 
     def version(self) -> Version:
@@ -57,7 +66,7 @@ class LivePage:
             if (now := stamps(self._paths)) != self._stamps:
                 problem = ""
                 try:
-                    self._found = read_paths(self._paths, wait=True)
+                    self._content = self._read()
                 except InputError as error:
                     problem = str(error)
                 self._version = self._make(problem)
@@ -65,20 +74,21 @@ class LivePage:
         finally:
             self._making.release()
 
+    def _read(self) -> _Content:
+        found = read_paths(self._paths, wait=True)
+        folders = [each.folder for each in found.results]
+        results = (folders, stamps(folders))
+        if self._content and self._content.results == results:
+            return _Content(found, self._content.examples, results)
+        return _Content(found, read_examples(found.results), results)
+
     def _make(self, problem: str) -> Version:
-        start, found = time.monotonic(), self._found
-        page = encoded(render(found, self._examples_of(found), self._title, (), self._add, _EVERY_MS, problem))
+        start = time.monotonic()
+        found, examples, _ = self._content
+        page = encoded(render(found, examples, self._title, (), self._add, _EVERY_MS, problem))
         end = time.monotonic()
         self._not_before = end + _SHARE * (end - start)
         return Version(gzip.compress(page, 5), f'"{hashlib.sha256(page).hexdigest()[:32]}"')
-
-    def _examples_of(self, found: Found) -> Examples:
-        """Read again only when there are other results."""
-        folders = [each.folder for each in found.results]
-        key = (folders, stamps(folders))
-        if self._examples is None or self._examples[0] != key:
-            self._examples = (key, read_examples(found.results))
-        return self._examples[1]
 
 
 def serve(page: LivePage, host: str = HOST, port: int | None = None) -> ThreadingHTTPServer:
@@ -95,13 +105,10 @@ def serve(page: LivePage, host: str = HOST, port: int | None = None) -> Threadin
 
 
 def watch(page: LivePage, host: str = HOST, port: int | None = None) -> None:
-    """Serve until Ctrl-C, which is the way to end it."""
+    """Serve until a KeyboardInterrupt."""
     with serve(page, host, port) as server:
         print(f"{address_of(server)} shows the page; Ctrl-C ends it", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+        server.serve_forever()
 
 
 def address_of(server: ThreadingHTTPServer) -> str:
@@ -118,6 +125,10 @@ class _Server(ThreadingHTTPServer):
         self.page = page
         self.names = {"localhost", host, address[0]} if ipaddress.ip_address(address[0]).is_loopback else None
         super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks a name server, which may take its time
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 class _Handler(BaseHTTPRequestHandler):

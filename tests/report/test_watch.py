@@ -16,7 +16,7 @@ import pytest
 
 from dft_mm.__main__ import main
 from dft_mm.errors import InputError
-from dft_mm.report.watch import LivePage, address_of, serve, watch
+from dft_mm.report.watch import LivePage, address_of, serve
 
 
 @contextmanager
@@ -134,8 +134,10 @@ def test_control_c_ends_it_quietly(make_run, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("socketserver.BaseServer.serve_forever", interrupted)
-    watch(LivePage([make_run("a", steps=0)]), port=0)
-    assert "Ctrl-C ends it" in capsys.readouterr().out
+    assert main(["report", str(make_run("a", steps=0)), "--watch", "--port", "0"]) == 0
+    output = capsys.readouterr()
+    assert "Ctrl-C ends it" in output.out
+    assert output.err == ""
 
 
 @pytest.mark.long
