@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from dft_mm.report.plots import belongs_to, box_of, colour_of, dash_of, drawing
+from dft_mm.report.plots import belongs_to, box_of, colour_of, dash_of, drawing, plain
 from dft_mm.report.read import Run
 
 POINTS = 400
 """Most points of a curve; of what varies from step to step, the least and the greatest of as many stretches."""
+_MARGINS = (0.135, 0.16, 0.985, 0.97)
 
 
 class Curve(NamedTuple):
@@ -96,7 +97,7 @@ def _curve_plot(curve: Curve, runs: Sequence[Run]) -> Plot | None:
     lines = tuple(_line(place, runs[place].name, *found) for place, found in series.items())
     told = "; ".join(f"{line.name} {line.first:.3g} to {line.last:.3g} at step {line.step:,}" for line in lines)
     values = {}
-    with drawing(f"{curve.title} by step: {told}") as (axes, svg):
+    with drawing(f"{curve.title} by step: {told}", margins=_MARGINS) as (axes, svg):
         for place, (steps, raw) in series.items():
             look = {"color": colour_of(place), "linestyle": dash_of(place)}
             shown, marked = raw, len(raw) == 1
@@ -114,7 +115,7 @@ def _curve_plot(curve: Curve, runs: Sequence[Run]) -> Plot | None:
         if curve.log_y and any(value > 0 for _, raw in series.values() for value in raw):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(plain)
             axes.yaxis.set_minor_formatter(NullFormatter())
     read_off = {"box": [round(side, 1) for side in box_of(axes)], "x": list(axes.get_xlim()), "runs": values}
     scale = " Logarithmic." if axes.get_yscale() == "log" else ""

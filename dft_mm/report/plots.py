@@ -86,6 +86,7 @@ def histogram_plot(
                 for bar in bars:
                     belongs_to(bar, place)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(plain)
         axes.set_ylim(top=1)
         axes.set_xlim(0, 1)
         axes.set_xlabel("probability of the right token")
@@ -112,6 +113,11 @@ def interval_plot(rows: Sequence[tuple[str, float, float, float, bool]], title: 
     return svg[0]
 
 
+def plain(value: float, _: int | None = None) -> str:
+    """A tick's number as it is read: 0.001 rather than a power of ten, which takes long to set."""
+    return f"{value:g}"
+
+
 def legend(axes: Axes, entries: int) -> None:
     # Above the plot, so that it never lies on the data.
     if entries:
@@ -126,12 +132,22 @@ def belongs_to(artist: Artist, place: int) -> None:
 
 
 @contextmanager
-def drawing(title: str, height: float = 2.8) -> Iterator[tuple[Axes, list[str]]]:
-    """Yields axes and a list that holds the SVG afterwards. `height` is in inches, of 4.6 across."""
+def drawing(
+    title: str, height: float = 2.8, margins: tuple[float, float, float, float] | None = None
+) -> Iterator[tuple[Axes, list[str]]]:
+    """Yields axes and a list that holds the SVG afterwards.
+
+    Args:
+        height: in inches, of 4.6 across.
+        margins: left, bottom, right and top of the axes, as shares; without them they are found out, which takes twice
+            as long.
+    """
     # Ids inside an SVG are page-wide once it is inline, so each plot needs its own: titles differ.
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
-        figure = Figure(figsize=(4.6, height), layout="constrained")
+        figure = Figure(figsize=(4.6, height), layout=None if margins else "constrained")
         axes = figure.add_subplot()
+        if margins:
+            figure.subplots_adjust(*margins)
         svg: list[str] = []
         yield axes, svg
         buffer = io.StringIO()

@@ -7,10 +7,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
 from dft_mm.report.curves import Plot
-from dft_mm.report.plots import drawing, histogram_plot
+from dft_mm.report.plots import drawing, histogram_plot, plain
 from dft_mm.report.read import Run, locate
 
 _COLUMNS = 160
+_MARGINS = (0.11, 0.16, 0.98, 0.97)
 _RAREST = 1e-4  # share of tokens where the colours begin
 
 
@@ -29,7 +30,7 @@ def _heat_map(place: int, run: Run) -> Plot | None:
     first, last = (100 * share for share in shares[[0, -1], -1])
     told = f"{first:.0f} % of the tokens above 0.9 at first, {last:.0f} % at last"
     title = f"Token probabilities of {run.name} by step: {told}"
-    with drawing(title) as (axes, svg):
+    with drawing(title, margins=_MARGINS) as (axes, svg):
         axes.grid(visible=False)
         picture = axes.imshow(
             np.ma.masked_less_equal(shares.T, 0), origin="lower", aspect="auto", interpolation="none",
@@ -38,7 +39,7 @@ def _heat_map(place: int, run: Run) -> Plot | None:
         axes.set_xlabel("step")
         axes.set_ylabel("probability of the right token")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.figure.colorbar(picture, label="share of tokens", pad=0.02)
+        axes.figure.colorbar(picture, label="share of tokens", pad=0.02, format=plain)
     about = f"Training tokens of {run.name} by the probability given to the right one. Blank: none."
     return Plot(f"p_hist-{place}", run.name, about, svg[0], place=place)
 

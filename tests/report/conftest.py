@@ -16,8 +16,12 @@ def _write_lines(path, rows):
 
 @pytest.fixture
 def make_run(tmp_path):
+    return _runs_in(tmp_path)
+
+
+def _runs_in(root):
     def make(name, loss="sft", model="model", steps=40, file="train.jsonl", state="finished", reason=""):
-        folder = tmp_path / "runs" / name
+        folder = root / "runs" / name
         folder.mkdir(parents=True)
         recipe = Recipe.model_validate(
             {
@@ -51,7 +55,7 @@ def make_run(tmp_path):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prepare():
     """The data folder of a run, as `prepare` leaves it, with as many refused rows as asked for."""
 
@@ -74,7 +78,7 @@ def prepare():
     return prepare
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compare():
     """A folder with the compare.json of two result folders, A better on the first benchmark."""
 
@@ -99,7 +103,11 @@ def compare():
 @pytest.fixture
 def questions(tmp_path):
     """Forty questions of task digits with their pictures."""
-    folder = tmp_path / "data"
+    return _questions_in(tmp_path)
+
+
+def _questions_in(root):
+    folder = root / "data"
     folder.mkdir()
     rows = []
     for number in range(40):
@@ -111,6 +119,10 @@ def questions(tmp_path):
 
 @pytest.fixture
 def make_results(questions):
+    return _results_of(questions)
+
+
+def _results_of(questions):
     def make(folder, right, text="<think>\n47+8\n</think>\n<answer>\n{}\n</answer>", benchmark="writers"):
         """Results of a model that answers the first `right` questions rightly."""
         folder.mkdir(parents=True)
@@ -137,3 +149,19 @@ def make_results(questions):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def arms(tmp_path_factory):
+    """Three finished runs with their scores, to be read and not changed: warmup, and from there sft and dft, of which
+    dft alone has questions 24 to 31 right."""
+    root = tmp_path_factory.mktemp("arms")
+    make_run, make_results = _runs_in(root), _results_of(_questions_in(root))
+    runs = [
+        make_run("warmup"),
+        make_run("sft", model="runs/warmup/export", file="mixed.jsonl"),
+        make_run("dft", "dft", model="runs/warmup/export", file="mixed.jsonl"),
+    ]
+    for folder, right in zip(runs, (31, 24, 32)):
+        make_results(folder / "eval" / "digits", right)
+    return runs

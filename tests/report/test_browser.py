@@ -34,20 +34,18 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture
-def arms(make_run, make_results):
-    """SFT with 24, DFT with 32 of 40 questions right: DFT alone on questions 24 to 31."""
-    runs = [make_run("sft"), make_run("dft", "dft")]
-    for folder, right in zip(runs, (24, 32)):
-        make_results(folder / "eval" / "digits", right)
-    return runs
+@pytest.fixture(scope="module")
+def file(arms, tmp_path_factory):
+    """The page of sft and dft."""
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(arms[1:], file)
+    return file
 
 
 @pytest.fixture
-def opened(browser, arms, tmp_path):
-    write_report(arms, tmp_path / "report.html")
+def opened(browser, file):
     browser.get_log("performance")
-    browser.get((tmp_path / "report.html").as_uri())
+    browser.get(file.as_uri())
     return browser
 
 
@@ -208,8 +206,9 @@ def test_without_a_script_everything_can_be_read(opened):
         opened.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_the_live_page_follows_its_runs_and_keeps_what_the_reader_chose(browser, arms):
-    page = LivePage(arms)
+def test_the_live_page_follows_its_runs_and_keeps_what_the_reader_chose(browser, arms, tmp_path):
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in arms[1:]]
+    page = LivePage(runs)
     with serve(page, port=0) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         browser.get_log("performance")
@@ -219,7 +218,7 @@ def test_the_live_page_follows_its_runs_and_keeps_what_the_reader_chose(browser,
         details = find(browser, "#values-ce")
         browser.execute_script("arguments[0].open = true; window.scrollTo(0, 700)", details)
         assert len(ids(browser)) == 11
-        with (arms[0] / "metrics.jsonl").open("a") as file:
+        with (runs[0] / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 41, "ce": 0.875}) + "\n")
         page.refresh()
         assert "0.875" in gzip.decompress(page.version().body).decode()
