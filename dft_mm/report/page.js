@@ -125,12 +125,14 @@
       all(".example:not(.off)")[before].focus();
     }
   });
-  document.addEventListener("input", (event) => {
-    if (!event.target.closest(".filters")) return;
-    filter[event.target.name] = event.target.value;
+  function choose({ target }) {
+    if (!target.closest(".filters") || filter[target.name] === target.value) return;
+    filter[target.name] = target.value;
     most = PAGE;
     showExamples();
-  });
+  }
+  document.addEventListener("input", choose);
+  document.addEventListener("change", choose);
   document.addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("pointermove", readOff);
 

@@ -38,7 +38,7 @@ def write_report(
 ) -> None:
     """Write the page of run folders, result folders and comparisons.
 
-    `intro` are paragraphs before everything; `add` puts rows into the table of scores. Raises InputError for a path
+    `intro` are paragraphs after the verdict; `add` puts rows into the table of scores. Raises InputError for a path
     that is none of these, or is damaged.
     """
     found = read_paths(paths)
@@ -145,7 +145,7 @@ def _comparison(comparison: Comparison) -> list[Mapping[str, Any]]:
             for row in rows
         ]
         title = f"{headline(a, b, rows)}. Intervals of {a} minus {b} by benchmark; the figures are in the table below"
-        svg = interval_plot(bars, title, f"← {b} better      percentage points      {a} better →")
+        svg = interval_plot(bars, title, f"← {b} better · percentage points · {a} better →")
         outcomes = [(row, verdict(row, a, b)) for row in rows]
         shown.append({"a": a, "b": b, "svg": svg, "rows": outcomes, "method": method(rows)})
     return shown

@@ -11,7 +11,7 @@ from dft_mm.report.plots import drawing, histogram_plot, plain
 from dft_mm.report.read import Run, locate
 
 _COLUMNS = 160
-_MARGINS = (0.11, 0.16, 0.98, 0.97)
+_MARGINS = (0.11, 0.16, 0.88, 0.97)
 _RAREST = 1e-4  # share of tokens where the colours begin
 
 

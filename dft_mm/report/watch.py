@@ -133,7 +133,6 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    protocol_version = "HTTP/1.1"
     server_version, sys_version = "dft-mm", ""
     timeout = 60
 

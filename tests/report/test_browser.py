@@ -137,7 +137,9 @@ def test_a_request_would_be_refused(opened):
         "const picture = new Image(); picture.src = 'http://127.0.0.1:9/x.png';"
     )
     assert blocked == "img-src"
-    assert requests_of(opened) == [opened.current_url]
+    messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    failed = [each["params"] for each in messages if each["method"] == "Network.loadingFailed"]
+    assert [each.get("blockedReason") for each in failed] == ["csp"]
     opened.get_log("browser")
 
 

@@ -145,7 +145,7 @@ def test_the_verdict_stands_first_and_its_figures_below(whole):
     overview, comparison = section(text, "overview"), section(text, "comparison")
     assert "dft is better than sft on writers; no difference is shown on pairs." in overview
     assert "dft-mm compare" not in overview
-    assert "<strong>+20.0</strong></td><td>+10.0 to +30.0</td><td>0.001</td><td>0.002</td>" in comparison
+    assert "<strong>+20.0</strong></td><td class="whole">+10.0 to +30.0</td><td>0.001</td><td>0.002</td>" in comparison
     assert "no difference is shown; one of this size would need about 300 questions" in comparison
     assert comparison.count("<svg") == 1
 
