@@ -11,8 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from dft_mm.report.plots import belongs_to, box_of, colour_of, dash_of, drawing, plain
 from dft_mm.report.read import Run
 
-POINTS = 400
-"""Most points of a curve; of what varies from step to step, the least and the greatest of as many stretches."""
+_POINTS, _FEWEST, _IN_ALL = 400, 50, 2400
 _MARGINS = (0.135, 0.16, 0.985, 0.97)
 
 
@@ -84,6 +83,12 @@ class Plot:
     """Of the run that all of it belongs to."""
 
 
+def points(runs: int) -> int:
+    """Most points of a curve, fewer where there are many; of what varies from step to step, the least and the greatest
+    value of as many stretches."""
+    return max(_FEWEST, min(_POINTS, _IN_ALL // max(1, runs)))
+
+
 def curve_plots(runs: Sequence[Run]) -> list[Plot]:
     """One plot a curve with all runs that measured it; a run's place in `runs` decides its colour."""
     return [plot for curve in CURVES if (plot := _curve_plot(curve, runs))]
@@ -96,16 +101,16 @@ def _curve_plot(curve: Curve, runs: Sequence[Run]) -> Plot | None:
         return None
     lines = tuple(_line(place, runs[place].name, *found) for place, found in series.items())
     told = "; ".join(f"{line.name} {line.first:.3g} to {line.last:.3g} at step {line.step:,}" for line in lines)
-    values = {}
+    values, most = {}, points(len(runs))
     with drawing(f"{curve.title} by step: {told}", margins=_MARGINS) as (axes, svg):
         for place, (steps, raw) in series.items():
             look = {"color": colour_of(place), "linestyle": dash_of(place)}
             shown, marked = raw, len(raw) == 1
             if curve.smooth:
-                (pale,) = axes.plot(*extremes(steps, raw, POINTS), color=colour_of(place), alpha=0.3, linewidth=0.8)
+                (pale,) = axes.plot(*extremes(steps, raw, most), color=colour_of(place), alpha=0.3, linewidth=0.8)
                 belongs_to(pale, place)
                 shown = running_mean(raw, max(1, len(raw) // 25))
-            xs, ys = thinned(steps, shown, POINTS)
+            xs, ys = thinned(steps, shown, most)
             marked = marked or (not curve.smooth and len(xs) <= 30)
             (line,) = axes.plot(xs, ys, **look, linewidth=1.8, marker="o" if marked else None, markersize=4)
             belongs_to(line, place)

@@ -15,7 +15,7 @@ from dft_mm import __version__
 from dft_mm.evaluate.task import RIGHT
 from dft_mm.report.about import about_results, about_run, data_of, differences
 from dft_mm.report.comparison import headline, method, pairs, verdict
-from dft_mm.report.curves import POINTS, curve_plots
+from dft_mm.report.curves import curve_plots, points
 from dft_mm.report.examples import BYTES, LONGEST_TEXT, MOST, Example, Examples, read_examples
 from dft_mm.report.plots import interval_plot
 from dft_mm.report.probabilities import heat_maps, histograms
@@ -94,7 +94,7 @@ def render(
         uncompared=not found.comparisons and _share_a_benchmark(results),
         runs=[about_run(run) for run in runs], waiting=found.waiting,
         differences=differences(runs) if len(runs) > 1 else [],
-        **plots, points=POINTS, thinned=any(len(run.metrics) > POINTS for run in runs),
+        **plots, points=points(len(runs)), thinned=any(len(run.metrics) > points(len(runs)) for run in runs),
         **tables, comparisons=[shown for each in found.comparisons for shown in _comparison(each)],
         comparison_notes=[note for each in found.comparisons for note in _notes(each)],
         examples=examples, shares=lambda example: _shares(example, len(examples.models)), right=RIGHT,

@@ -170,6 +170,8 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg)
     svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
+    # A hundredth of a point is finer than any screen.
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = re.sub(r' id="run:(\d+)"', r' data-run="\1"', svg)
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--run-{place}, {colour})")

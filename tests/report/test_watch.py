@@ -42,7 +42,7 @@ def text_of(page):
 
 
 def test_the_page_is_served_and_the_same_one_is_not_sent_twice(make_run):
-    with served(LivePage([make_run("a", steps=2)])) as address:
+    with served(LivePage([make_run("a", steps=0)])) as address:
         status, headers, text = ask(address)
         assert status == 200
         assert 'data-every="' in text
@@ -84,7 +84,8 @@ def test_a_run_grows_from_nothing_through_half_a_line_to_results(make_run, make_
 
 
 def test_a_damaged_file_leaves_what_was_there_and_is_named(make_run):
-    run = make_run("a", steps=2)
+    run = make_run("a", steps=0)
+    (run / "metrics.jsonl").write_text('{"step": 1, "ce": 2.5}\n')
     page = LivePage([run])
     (run / "STATUS.json").write_text('{"state": "runn')
     page.refresh()
@@ -93,13 +94,13 @@ def test_a_damaged_file_leaves_what_was_there_and_is_named(make_run):
 
 
 def test_what_did_not_change_is_not_made_again(make_run, monkeypatch):
-    page = LivePage([make_run("a", steps=2)])
+    page = LivePage([make_run("a", steps=0)])
     monkeypatch.setattr(page, "_make", lambda problem: pytest.fail("made again"))
     page.refresh()
 
 
 def test_asking_answers_at_once_and_has_the_next_page_made(make_run, monkeypatch):
-    run = make_run("a", steps=2, state="running")
+    run = make_run("a", steps=0, state="running")
     page = LivePage([run])
     page._not_before = 0.0
     may_end = threading.Event()
