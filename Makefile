@@ -22,10 +22,15 @@ $(VENV)/.languages: scripts/install_languages.sh | $(VENV)/.installed
 	sh scripts/install_languages.sh
 	touch $@
 
+# A browser for the tests of the page; neither `make install` nor `make demo` needs it.
+$(VENV)/.browser: scripts/install_browser.sh | $(VENV)/.installed
+	sh scripts/install_browser.sh
+	touch $@
+
 demo: install
 	$(RUN) -m dft_mm demo
 
-test: install
+test: install $(VENV)/.browser
 	$(RUN) -m pytest -m "not long and not gpu"
 
 test-long: install

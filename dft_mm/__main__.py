@@ -160,17 +160,31 @@ _BACKEND_OPTIONS = (
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from dft_mm.report.page import write_report
-    from dft_mm.report.tables import write_table
-
-    writers = {".html": write_report, ".htm": write_report, ".md": write_table}
-    if arguments.out.suffix not in writers or arguments.out.is_dir():
+    if arguments.watch == (arguments.out is not None):
+        raise InputError("report needs either --out FILE, the page to write, or --watch, to serve it while runs go on")
+    if not arguments.watch and (arguments.port is not None or arguments.host is not None):
+        raise InputError("--port and --host say where --watch serves the page; add --watch")
+    if arguments.out and (arguments.out.suffix not in (".html", ".htm", ".md") or arguments.out.is_dir()):
         raise InputError(f"--out {arguments.out}: a page is a file that ends in .html, a table one that ends in .md")
     from dft_mm.report.published import beside, published
 
     rows = published(arguments.published)
+
+    if arguments.watch:
+        try:
+            from dft_mm.report.watch import HOST, LivePage, watch
+
+            page = LivePage(arguments.paths, add=lambda table: beside(table, rows))
+            watch(page, arguments.host or HOST, arguments.port)
+        except KeyboardInterrupt:  # the way to end it
+            print()
+        return
     _make_folder(arguments.out.parent)
-    writers[arguments.out.suffix](arguments.paths, arguments.out, add=lambda table: beside(table, rows))
+    if arguments.out.suffix == ".md":
+        from dft_mm.report.tables import write_table as write
+    else:
+        from dft_mm.report.page import write_report as write
+    write(arguments.paths, arguments.out, add=lambda table: beside(table, rows))
     print(f"wrote {arguments.out}")
 
 

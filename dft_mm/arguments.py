@@ -30,6 +30,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port: 1 to 65535, or 0 for any free one")
+    return number
+
+
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -212,11 +219,23 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--out", type=Path, required=True, help="folder of compare.json, compare.md and all runs")
     verb = add(
-        "report", "write one self-contained page, or one table, from runs and results",
-        "dft-mm report runs/sft runs/dft --out report.html",
+        "report", "write one self-contained page, or one table, from runs, results and comparisons, or serve it live",
+        "dft-mm report runs/sft runs/dft --out report.html\n  dft-mm report runs/sft runs/dft --watch",
     )  # fmt: skip
-    verb.add_argument("paths", nargs="+", type=Path, help="run folders, result folders")
-    verb.add_argument("--out", type=Path, required=True, help="page (.html) or table of scores (.md)")
+    verb.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH",
+        help="run folders, result folders, folders of compare (with all their runs)",
+    )  # fmt: skip
+    verb.add_argument("--out", type=Path, metavar="FILE", help="page (.html) or table of scores (.md) to write")
+    verb.add_argument(
+        "--watch", action="store_true", help="serve the page on this machine and update it while runs go on"
+    )
+    verb.add_argument(
+        "--port", type=_port, metavar="N", help="with --watch: default 7870, or a free one where that is taken"
+    )
+    verb.add_argument(
+        "--host", help="with --watch: address to serve on (default: 127.0.0.1, which no other machine can reach)"
+    )
     verb.add_argument(
         "--published", action="append", default=[], metavar="MODEL",
         help="the paper's scores of this model as further rows, such as Qwen2.5-VL-3B",

@@ -1,158 +1,164 @@
-"""Runs and results → one self-contained HTML page that opens offline, on a laptop or a phone."""
+"""Runs, results and comparisons → one self-contained HTML page that opens offline, on a laptop or a phone."""
 
+import base64
+import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
 from dft_mm import __version__
-from dft_mm.report.plots import histogram_plot, line_plot
-from dft_mm.report.read import Results, Run, locate, read_paths
-from dft_mm.report.samples import sample_sets
+from dft_mm.evaluate.task import RIGHT
+from dft_mm.report.about import about_results, about_run, data_of, differences
+from dft_mm.report.comparison import headline, method, pairs, verdict
+from dft_mm.report.curves import curve_plots, points
+from dft_mm.report.examples import BYTES, LONGEST_TEXT, MOST, Example, Examples, read_examples
+from dft_mm.report.plots import interval_plot
+from dft_mm.report.probabilities import heat_maps, histograms
+from dft_mm.report.read import Comparison, Found, Results, Run, read_paths
 from dft_mm.report.tables import Table, score_table
 
-_SAMPLES = 8
+TITLE = "Training and scores"
+_HEADLINES = 10
+_HERE = Path(__file__).parent
 
-
-@dataclass(frozen=True)
-class Plot:
-    svg: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but their loss, so that their curves may be laid over each other."""
-
-    title: str
-    plots: tuple[Plot, ...]
+AddRows = Callable[[Table], Table]
 
 
 def write_report(
     paths: Sequence[Path],
     out: Path,
-    title: str = "Training and scores",
+    title: str = TITLE,
     intro: Sequence[str] = (),
-    findings: Sequence[str] = (),
-    add: Callable[[Table], Table] = lambda table: table,
+    add: AddRows = lambda table: table,
 ) -> None:
-    """Write the page of run folders and result folders.
+    """Write the page of run folders, result folders and comparisons.
 
-    `intro` are paragraphs before everything, `findings` a list below the scores; `add` puts rows into the table of
-    scores. Raises InputError for a path that is
-    neither a run nor results, or is damaged.
+    `intro` are paragraphs after the verdict; `add` puts rows into the table of scores. Raises InputError for a path
+    that is none of these, or is damaged.
     """
-    runs, results = read_paths(paths)
+    found = read_paths(paths)
+    page = render(found, read_examples(found.results), title, intro, add)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(encoded(page))
+
+
+def encoded(page: str) -> bytes:
+    """Lone surrogates, which model text may hold and UTF-8 cannot, become question marks."""
+    return page.encode(errors="replace")
+
+
+def render(
+    found: Found,
+    examples: Examples,
+    title: str = TITLE,
+    intro: Sequence[str] = (),
+    add: AddRows = lambda table: table,
+    every_ms: int = 0,
+    problem: str = "",
+) -> str:
+    """The page as text.
+
+    Args:
+        every_ms: how often it asks the server that it came from for news; 0: never, and it may not.
+        problem: why what it shows is not the newest.
+    """
+    runs, results = found.runs, found.results
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    tables = {
+        "table": add(score_table(results)) if results else None,
+        "full_table": score_table(results, every_metric=True),
+    }
+    headlines = [headline(a, b, rows) for each in found.comparisons for (a, b), rows in pairs(each.rows).items()]
+    plots = {"curves": curve_plots(runs), "heat_maps": heat_maps(runs), "histograms": histograms(runs)}
+    data = data_of(runs)
+    parts = [
+        ("overview", "Overview", True), ("training", "Training", plots["curves"]),
+        ("probabilities", "Token probabilities", plots["heat_maps"] or plots["histograms"]),
+        ("scores", "Scores", results), ("comparison", "Comparison", found.comparisons),
+        ("examples", "Examples", examples.examples), ("data", "Data", data),
+        ("recipes", "Recipe and environment", runs or results),
+    ]  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dft_mm.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    page = environment.get_template("page.html.jinja").render(
-        title=title,
-        intro=intro,
-        findings=findings,
-        runs=[_about_run(run) for run in runs],
-        table=add(score_table(results)) if results else None,
-        full_table=score_table(results, every_metric=True),
-        groups=[_plots(group, runs) for group in _groups(runs)],
-        sample_sets=sample_sets(results, _SAMPLES),
-        results=[_about_results(result) for result in results],
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    return environment.get_template("page.html.jinja").render(
+        title=title, intro=intro, every=every_ms, problem=problem, parts=parts, policy=_policy(script, every_ms > 0),
+        style=(_HERE / "page.css").read_text(encoding="utf-8"), script=script,
+        troubles=_troubles(runs), headlines=headlines[:_HEADLINES], headlines_left=len(headlines[_HEADLINES:]),
+        uncompared=not found.comparisons and _share_a_benchmark(results),
+        runs=[about_run(run) for run in runs], waiting=found.waiting,
+        differences=differences(runs) if len(runs) > 1 else [],
+        **plots, points=points(len(runs)), thinned=any(len(run.metrics) > points(len(runs)) for run in runs),
+        **tables, comparisons=[shown for each in found.comparisons for shown in _comparison(each)],
+        comparison_notes=[note for each in found.comparisons for note in _notes(each)],
+        examples=examples, shares=lambda example: _shares(example, len(examples.models)), right=RIGHT,
+        most=MOST, most_bytes=BYTES, longest=LONGEST_TEXT,
+        data=data, results=[about_results(result) for result in results],
+        version=__version__, written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+    )  # fmt: skip
 
 
-def _about_run(run: Run) -> dict[str, Any]:
-    recipe, environment = run.recipe, run.environment
-    last = run.metrics[-1] if run.metrics else {}
-    return {
-        "name": run.name,
-        "loss": recipe["loss"]["name"],
-        "model": recipe["model"]["path"],
-        "data": ", ".join(source["path"] for source in recipe["data"]["train"]),
-        "state": run.status.get("state", "unknown"),
-        "reason": run.status.get("reason", ""),
-        "step": run.status.get("step", last.get("step")),
-        "batch_size": recipe["optim"]["batch_size"],
-        "lr": recipe["optim"]["lr"],
-        "seed": recipe["seed"],
-        "minutes": sum(line.get("time_s", 0) for line in run.metrics) / 60 if run.metrics else None,
-        "ce": last.get("ce"),
-        "p_mean": last.get("p_mean"),
-        "heldout_ce": next((line["heldout_ce"] for line in reversed(run.metrics) if "heldout_ce" in line), None),
-        "command": " ".join(environment.get("command", [])),
-        "commit": environment.get("commit"),
-        "versions": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()),
-        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
-    }
+def _policy(script: str, live: bool) -> str:
+    """Nothing is loaded from anywhere, and no script runs but the page's own."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = {
+        "default-src": "'none'", "script-src": f"'sha256-{digest}'", "style-src": "'unsafe-inline'",
+        "img-src": "data:", "connect-src": "'self'" if live else "'none'", "base-uri": "'none'",
+        "form-action": "'none'",
+    }  # fmt: skip
+    return "; ".join(f"{what} {source}" for what, source in allowed.items())
 
 
-def _about_results(result: Results) -> dict[str, Any]:
-    manifest = result.manifest
-    return {
-        "label": result.label,
-        "suite": result.suite,
-        "model": result.model,
-        "status": [
-            (name, ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in entry["status"].items()))
-            for name, entry in result.benchmarks.items()
-        ],
-        "manifest": json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
-    }
-
-
-def _groups(runs: Sequence[Run]) -> list[list[Run]]:
-    groups: dict[str, list[Run]] = {}
+def _troubles(runs: Sequence[Run]) -> list[str]:
+    """What a reader should know first: runs that failed or stopped, and what they noted."""
+    found = []
     for run in runs:
-        rest = {key: value for key, value in run.recipe.items() if key not in ("name", "output", "loss")}
-        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(run)
-    return list(groups.values())
+        state, reason = run.status.get("state"), run.status.get("reason", "")
+        if state in ("failed", "stopped"):
+            found.append(f"{run.name} {'has failed' if state == 'failed' else 'was stopped'}{reason and ': '}{reason}")
+        found += [f"{run.name}: {note}" for note in run.status.get("notes", [])]
+    return found
 
 
-def _plots(group: Sequence[Run], runs: Sequence[Run]) -> Group:
-    title = " and ".join(f"{run.name} (loss {run.recipe['loss']['name']})" for run in group)
-    plots = []
-    for key, smooth, caption in (
-        (
-            "ce",
-            True,
-            "Cross-entropy of the training batches, per supervised token: one measure for every loss",
-        ),
-        ("heldout_ce", False, "Cross-entropy on held-out rows, per supervised token"),
-        ("p_mean", True, "Mean probability of the right token in the training batches"),
-        ("grad_norm", True, "Norm of the gradient before clipping"),
-    ):
-        series = {run.name: run.series(key) for run in group if run.series(key)[0]}
-        if series:
-            log_y = key in ("ce", "heldout_ce", "grad_norm")
-            svg = line_plot(series, f"{key} of {title}", smooth, log_y)
-            plots.append(Plot(svg, caption + (" (logarithmic)." if log_y else ".")))
-    before = _before(group[0], runs)
-    histograms = {run.name: lines[-1] for run in group if (lines := run.series("heldout_p_hist")[1])}
-    reference = None
-    if histograms and before:
-        reference = f"before ({before[0]})"
-        histograms = {reference: before[1]} | histograms
-    if histograms:
-        svg = histogram_plot(histograms, f"token probabilities of {title}", reference)
-        when = "before and after" if reference else "at the end"
-        plots.append(Plot(svg, f"Held-out tokens by the probability given to the right one, {when} (logarithmic)."))
-    return Group(title, tuple(plots))
+def _share_a_benchmark(results: Sequence[Results]) -> bool:
+    models = Counter(name for label, name in {(each.label, name) for each in results for name in each.benchmarks})
+    return any(number > 1 for number in models.values())
 
 
-def _before(run: Run, runs: Sequence[Run]) -> tuple[str, list[int]] | None:
-    """What a run began with: the last held-out histogram of the run that it started from, else its own first one."""
-    start = locate(run.recipe["model"]["path"], run.folder)
-    for other in runs:
-        lines = other.series("heldout_p_hist")[1]
-        if start and lines and (other.folder / "export").resolve() == start:
-            return other.name, lines[-1]
-    steps, lines = run.series("heldout_p_hist")
-    return (f"{run.name}, step {steps[0]}", lines[0]) if len(lines) > 1 else None
+def _comparison(comparison: Comparison) -> list[Mapping[str, Any]]:
+    """What the page shows of each pair in it."""
+    shown = []
+    for (a, b), rows in pairs(comparison.rows).items():
+        several = len({row["metric"] for row in rows}) > 1
+        bars = [
+            (
+                f"{row['benchmark']}\n{row['metric']}" if several else row["benchmark"],
+                *(100 * value for value in (row["ci95"][0], row["difference"], row["ci95"][1])),
+                row["verdict"] != "no_difference",
+            )
+            for row in rows
+        ]
+        title = f"{headline(a, b, rows)}. Intervals of {a} minus {b} by benchmark; the figures are in the table below"
+        svg = interval_plot(bars, title, f"← {b} better · percentage points · {a} better →")
+        outcomes = [(row, verdict(row, a, b)) for row in rows]
+        shown.append({"a": a, "b": b, "svg": svg, "rows": outcomes, "method": method(rows)})
+    return shown
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    left = comparison.not_compared
+    return [*comparison.notes, *([f"In one of the folders only: {', '.join(left)}."] if left else [])]
+
+
+def _shares(example: Example, models: int) -> str:
+    """Share of right answers of each model as JSON, null where it was not asked."""
+    shares: list[float | None] = [None] * models
+    for answer in example.answers:
+        shares[answer.model] = answer.right / answer.samples
+    return json.dumps(shares)

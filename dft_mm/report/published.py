@@ -57,7 +57,7 @@ def beside(table: Table, rows: Sequence[Published]) -> Table:
         values = [_value(column, table.columns, row.percent) for column in table.columns[1:]]
         if any(value is not None for value in values):
             found.append((row.label, tuple(Cell(value) for value in values)))
-    return Table(table.columns, (*table.rows, *found), table.notes)
+    return Table(table.columns, (*table.rows, *found), table.notes, len(found))
 
 
 def _value(column: str, columns: Sequence[str], percent: dict[str, float]) -> float | None:

@@ -41,6 +41,8 @@ class Table:
     """Model, cells."""
     notes: tuple[str, ...]
     """Footnotes, from 1."""
+    published: int = 0
+    """So many of the last rows are somebody else's."""
 
 
 def score_table(results: Sequence[Results], every_metric: bool = False) -> Table:
@@ -139,7 +141,7 @@ def _escape(text: str) -> str:
 
 def write_table(paths: Sequence[Path], out: Path, add: Callable[[Table], Table] = lambda table: table) -> None:
     """Scores of run folders and result folders, one model a row. Raises InputError when there is none."""
-    _, results = read_paths(paths)
+    results = read_paths(paths).results
     if not results:
         raise InputError(f"no scores in {', '.join(map(str, paths))}; dft-mm eval writes them")
     out.write_text(to_markdown(add(score_table(results))), encoding="utf-8")

@@ -22,7 +22,7 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.report.page import write_report
 from dft_mm.study.claim import claim
-from dft_mm.study.compare import compare_arms, in_words, read, write_comparison
+from dft_mm.study.compare import compare_arms, read, write_comparison
 from dft_mm.study.launch import machine_environment, rank_command, run_command, train_run
 from dft_mm.train.run_folder import state_of
 
@@ -206,9 +206,7 @@ def _finish(study: Study) -> dict[str, Any]:
     comparison["notes"] = _same_examples(study)
     names = " and ".join(arm.name for arm in study.arms)
     write_comparison(comparison, study.out)
-    findings = [f"{in_words(row)}." for row in comparison["comparisons"]]
-    runs = [study.run_folder(arm, seed) for arm, seed in study.runs]
-    write_report(runs, study.out / "report.html", f"{names} compared", (), [*findings, *comparison["notes"]])
+    write_report([study.out], study.out / "report.html", f"{names} compared")
     return comparison
 
 

@@ -12,6 +12,7 @@ from dft_mm.atomic import write_atomically
 from dft_mm.errors import InputError
 from dft_mm.evaluate.statistics import crossed, holm, paired
 from dft_mm.evaluate.task import NOT_SCORED, RIGHT
+from dft_mm.report.comparison import method, verdict
 from dft_mm.report.read import Results, read_lines, read_results
 
 _LEVEL = 0.05
@@ -32,7 +33,9 @@ def compare_results(a: Path, b: Path, out: Path) -> dict[str, Any]:
 
 def write_comparison(comparison: Mapping[str, Any], out: Path, a: str = "A", b: str = "B") -> None:
     """compare.json and compare.md; `a` and `b` are what the two are called, where rows do not say so."""
-    write_atomically(out / "compare.json", json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
+    named = any("a" in row for row in comparison["comparisons"])
+    told = comparison if named else {"a": a, "b": b} | comparison
+    write_atomically(out / "compare.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     write_atomically(out / "compare.md", to_markdown(comparison, a, b))
 
 
@@ -163,28 +166,6 @@ def _rows(name: str, seeds: Sequence[_Gains]) -> list[dict[str, Any]]:
     return rows
 
 
-def verdict(row: Mapping[str, Any], a: str, b: str) -> str:
-    """A row's outcome in words; `a` and `b` are what the two are called."""
-    if row["verdict"] != "no_difference":
-        return f"{a if row['verdict'] == 'a_better' else b} is better"
-    enough = {"questions": row["questions_needed"], "seeds": row.get("seeds_needed")}
-    ways = [f"about {count:,} {what}" for what, count in enough.items() if count and count > row.get(_HAD[what], 0)]
-    more = f"; one of this size would need {' or '.join(ways)}" if ways else ""
-    return f"no difference is shown{more}"
-
-
-def in_words(row: Mapping[str, Any]) -> str:
-    """A row of a study's comparison as one sentence, in percentage points, without its full stop."""
-    low, high = (100 * bound for bound in row["ci95"])
-    return (
-        f"{row['benchmark']}, {row['metric']}: {row['a']} - {row['b']} = {100 * row['difference']:+.1f} points "
-        f"({low:+.1f} to {high:+.1f}): {verdict(row, row['a'], row['b'])}"
-    )
-
-
-_HAD = {"questions": "n", "seeds": "seeds"}
-
-
 def to_markdown(comparison: Mapping[str, Any], a: str, b: str) -> str:
     """The table, in percentage points."""
     named = any("a" in row for row in comparison["comparisons"])
@@ -208,16 +189,5 @@ def to_markdown(comparison: Mapping[str, Any], a: str, b: str) -> str:
     if comparison["not_compared"]:
         lines += ["", f"In one of the folders only: {', '.join(comparison['not_compared'])}."]
     lines += ["", *comparison.get("notes", [])]
-    seeds = max((row.get("seeds", 1) for row in comparison["comparisons"]), default=1)
-    lines.append(_METHODS[seeds > 1].format(seeds=seeds))
+    lines.append(method(comparison["comparisons"]))
     return "\n".join(lines) + "\n"
-
-
-_METHODS = {
-    False: "Percentage points, question by question; interval: percentile bootstrap over questions; p: sign-flip test, "
-    "corrected for the number of rows (Holm). Neither covers the luck of a training run: for that, other seeds.",
-    True: "Percentage points, question by question in {seeds} trainings of both; interval and p: t distributions, with "
-    "seeds and questions as crossed random effects (Howe), so that both cover the luck of training and the choice of "
-    "questions; p is corrected for the number of rows (Holm).",
-}
-"""How a table came about, with one seed and with several."""

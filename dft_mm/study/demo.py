@@ -17,11 +17,12 @@ import yaml
 from dft_mm import __version__
 from dft_mm.config import Recipe, to_yaml
 from dft_mm.dist import log
+from dft_mm.report.comparison import verdict
 from dft_mm.report.page import write_report
 from dft_mm.report.read import read_results
 from dft_mm.report.tables import print_table, score_table
 from dft_mm.study.claim import claim
-from dft_mm.study.compare import compare, read, verdict, write_comparison
+from dft_mm.study.compare import compare, read, write_comparison
 from dft_mm.study.digits import Sizes, write_data
 from dft_mm.study.launch import CPU_ENVIRONMENT, rank_command, run_command, train_run
 from dft_mm.study.tiny_reader import write_tiny_reader
@@ -71,7 +72,7 @@ def demo(out: Path, settings: Settings = Settings()) -> None:
     comparison = _comparison(out)
     title = "SFT and DFT on handwritten arithmetic"
     runs = [out / "runs" / name for name in MODELS]
-    write_report(runs, out / "report.html", title, _intro(settings), comparison)
+    write_report([*runs, out], out / "report.html", title, _intro(settings))
     print_table(score_table(scores), "Percent right (95 % interval)")
     print("\n".join(comparison))
     minutes = (time.monotonic() - start) / 60

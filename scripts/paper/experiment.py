@@ -248,7 +248,7 @@ def _label(row: Scored) -> str:
 
 def differences(studies: Iterable[Path]) -> list[str]:
     """What each study's compare.json says, in words."""
-    from dft_mm.study.compare import in_words
+    from dft_mm.report.comparison import in_words
 
     parts = []
     for folder in studies:

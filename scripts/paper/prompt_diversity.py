@@ -262,7 +262,7 @@ def table_of(outcome: Outcome, model: str) -> str:
 
 def differences(outcome: Outcome) -> str:
     """One factor at a time, in markdown."""
-    from dft_mm.study.compare import verdict
+    from dft_mm.report.comparison import verdict
 
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in outcome.comparison["comparisons"]:

@@ -1,4 +1,7 @@
+import base64
+import hashlib
 import html.parser
+import itertools
 import json
 import re
 
@@ -6,7 +9,6 @@ import pytest
 
 from dft_mm.errors import InputError
 from dft_mm.report.page import write_report
-from dft_mm.report.plots import running_mean
 
 _VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -48,104 +50,170 @@ def write(tmp_path):
     return write
 
 
-@pytest.fixture
-def arms(make_run, make_results):
-    warmup = make_run("warmup")
-    sft = make_run("sft", model="runs/warmup/export", file="mixed.jsonl")
-    dft = make_run("dft", "dft", model="runs/warmup/export", file="mixed.jsonl")
-    for folder, right in ((warmup, 31), (sft, 24), (dft, 32)):
-        make_results(folder / "eval" / "digits", right)
-    return [warmup, sft, dft]
+@pytest.fixture(scope="module")
+def whole(arms, compare, prepare, tmp_path_factory):
+    """The page of everything, and its text."""
+    folder = tmp_path_factory.mktemp("page")
+    for run in arms[1:]:
+        prepare(run)
+    comparison = compare(folder / "comparison", arms[2] / "eval/digits", arms[1] / "eval/digits")
+    write_report([*arms, comparison], folder / "report.html")
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return _Page(text), text
 
 
-def test_the_page_needs_nothing_from_elsewhere(write, arms):
-    page, text = write(arms)
+def section(text, name):
+    (found,) = re.findall(rf'<section id="{name}".*?</section>', text, flags=re.DOTALL)
+    return found
+
+
+def test_the_page_needs_nothing_from_elsewhere(whole):
+    page, text = whole
     assert not re.findall(r"https?://|//[a-z]+\.", text)
-    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert not {"iframe", "object", "embed"} & set(page.tags)
     sources = [value for _, name, value in page.attributes if name in ("src", "href", "xlink:href", "action")]
     assert sources
-    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"@import|url\((?!#)", text)
     assert page.unbalanced == []
     assert page.open == []
 
 
-def test_arms_share_their_plots_and_show_where_they_began(write, arms):
-    page, text = write(arms)
-    headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert "warmup (loss sft)" in headings
-    assert "sft (loss sft) and dft (loss dft)" in headings
-    # ce, held-out ce, p_mean, gradient norm and the histogram, of two groups
-    assert page.tags.count("figure") == 10
-    assert "before (warmup)" in text
+def test_only_the_page_s_own_script_may_run_and_nothing_may_be_asked_for(whole):
+    _, text = whole
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', text)
+    rules = dict(rule.split(" ", 1) for rule in policy.replace("&#39;", "'").split("; "))
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert (rules["default-src"], rules["connect-src"], rules["img-src"]) == ("'none'", "'none'", "data:")
 
 
-def test_ids_of_plots_do_not_collide(write, arms):
+def test_runs_share_their_plots_and_show_where_they_began(whole):
+    _, text = whole
+    curves = section(text, "training")
+    assert re.findall(r"<h3>(.*?)</h3>", curves) == [
+        "Cross-entropy", "Held-out cross-entropy", "Objective", "Mean probability of the right token", "Learning rate",
+        "Gradient norm", "Throughput", "Memory",
+    ]  # fmt: skip
+    first = curves[: curves.index("</figure>")]
+    assert all(f'data-run="{place}"' in first for place in range(3))
+    probabilities = section(text, "probabilities")
+    assert probabilities.count("<figure") == 5  # before and after: the warm-up, and the arms together; three heat maps
+    assert "before: warmup" in probabilities
+
+
+def test_ids_do_not_collide(whole):
     # Matplotlib names groups alike in every figure; what is referred to (clips, markers) has to differ.
-    _, text = write(arms)
+    page, text = whole
     svgs = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
     referred = [set(re.findall(r'(?:url\(|href=")#([^")]+)', svg)) for svg in svgs]
     assert all(referred)
     assert len(set.union(*referred)) == sum(map(len, referred))
+    own = [value for tag, name, value in page.attributes if name == "id" and tag not in ("g", "path", "clipPath")]
+    assert len(own) == len(set(own))
 
 
-def test_scores_are_there_with_intervals(write, arms):
-    _, text = write(arms)
+def test_headings_are_in_order_and_everything_has_a_name(whole):
+    page, text = whole
+    levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+    assert levels[0] == 1
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
+    landmarks = ("header", "nav", "main", "footer")
+    assert tuple(tag for tag in page.tags if tag in landmarks) == landmarks
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == page.tags.count("svg")
+    assert len(re.findall(r'<img [^>]*alt="[^"]+"', text)) == page.tags.count("img") > 0
+    fields = page.tags.count("select") + page.tags.count("input")
+    assert len(re.findall(r"<label>[^<]+\s*<(?:select|input)", text)) == fields == 3
+
+
+def test_scores_are_there_with_intervals(whole):
+    _, text = whole
     assert "<strong>77.5</strong> <small>67.5 to 87.5</small>" in text
     assert "<strong>80.0</strong>" in text
 
 
-def test_a_missing_score_is_a_blank_with_a_footnote(write, arms, make_results):
-    make_results(arms[2] / "eval" / "other", 20, benchmark="pairs")
-    _, text = write(arms)
+def test_a_missing_score_is_a_blank_with_a_footnote(write, arms, make_results, tmp_path):
+    _, text = write([arms[1] / "eval/digits", make_results(tmp_path / "other", 20, benchmark="pairs")])
     assert "<td><sup>1</sup></td>" in text
     assert "<sup>1</sup> not measured" in text
     assert "<strong>0.0</strong>" not in text
 
 
-def test_samples_show_picture_gold_and_every_answer(write, arms):
-    page, text = write(arms)
-    assert sum(tag == "img" for tag in page.tags) == 8
-    assert "Questions 1, 6, 11, … of 40" in text
-    assert text.count("&#10003;") == 7 + 5 + 7  # of 0, 5, 10, … 35 those below 31, 24 and 32
-    assert text.count("&#10007;") == 1 + 3 + 1
+def test_the_verdict_stands_first_and_its_figures_below(whole):
+    _, text = whole
+    overview, comparison = section(text, "overview"), section(text, "comparison")
+    assert "dft is better than sft on writers; no difference is shown on pairs." in overview
+    assert "dft-mm compare" not in overview
+    assert '</td><td class="whole">+10.0 to +30.0</td><td>0.001</td><td>0.002</td>' in comparison
+    assert "no difference is shown; one of this size would need about 300 questions" in comparison
+    assert comparison.count("<svg") == 1
+
+
+def test_without_a_comparison_the_page_says_how_to_make_one(write, arms):
+    _, text = write([run / "eval/digits" for run in arms])
+    assert "dft-mm compare --results" in section(text, "overview")
+    assert re.search(r'<section id="comparison"[^>]* hidden>', text)
+
+
+def test_settings_that_differ_are_told(write, make_run):
+    _, text = write([make_run("sft", steps=0), make_run("dft", "dft", steps=0)])
+    rows = re.findall(r'<tr><th scope="row"><code>(.*?)</code>', section(text, "overview"))
+    assert rows == ["loss.name"]
+
+
+def test_data_shows_what_was_refused_and_why_once_for_all_runs(whole):
+    _, text = whole
+    data = section(text, "data")
+    assert data.count("<h3>") == 1
+    assert "Data of sft, dft" in data
+    assert "990 rows to learn from, 7 held out" in data
+    assert "image_missing 2" in data
+    assert "train.jsonl:2" in data
+    assert "&lt;img&gt; no such file" in data
 
 
 def test_hostile_text_stays_text(write, make_run, make_results, questions):
-    evil = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
-    run = make_run("evil", model=evil, state="failed", reason=evil)
+    evil = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028\ud800"
+    run = make_run("evil", model=evil, steps=0, state="failed", reason=evil)
     make_results(run / "eval" / "digits", 20, text=evil + "{}")
     rows = [json.loads(line) | {"problem": evil} for line in questions.read_text().splitlines()]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page, _ = write([run], title=evil, intro=[evil], findings=[evil])
-    assert "script" not in page.tags
+    page, text = write([run], title=evil, intro=[evil])
+    assert page.tags.count("script") == 1 + text.count('<script type="application/json">')
     assert not [each for each in page.attributes if each[1].startswith("on")]
     assert sum("<script>alert(1)</script>" in text for text in page.text) >= 5
     assert page.unbalanced == []
 
 
-def test_questions_that_are_gone_leave_the_scores(write, arms, questions):
-    questions.unlink()
-    page, text = write(arms)
-    assert "img" not in page.tags
-    assert "<strong>77.5</strong>" in text
-
-
-def test_a_run_that_failed_says_why(write, make_run):
-    _, text = write([make_run("a", state="failed", reason="step 7: the loss is not finite")])
-    assert "failed: step 7: the loss is not finite" in text
+def test_a_run_that_failed_says_why_before_all_else(write, make_run):
+    _, text = write([make_run("a", steps=0, state="failed", reason="step 7: the loss is not finite")])
+    overview = section(text, "overview")
+    assert overview.index("a has failed: step 7: the loss is not finite") < overview.index("<table")
 
 
 def test_a_run_without_any_step_is_shown_without_plots(write, make_run):
     run = make_run("a", steps=0, state="running")
-    page, _ = write([run])
+    for name in ("STATUS.json", "environment.json", "metrics.jsonl"):
+        (run / name).unlink()
+    page, text = write([run])
     assert "svg" not in page.tags
+    assert "no status yet" in section(text, "overview")
+
+
+def test_two_runs_of_one_name_are_both_drawn(write, make_run, tmp_path):
+    make_run("a", steps=0).rename(tmp_path / "elsewhere")
+    _, text = write([tmp_path / "elsewhere", make_run("a", steps=0)])
+    buttons = re.findall(r'<button type="button" id.*?</span>(.*?)</span></button>', text)
+    assert buttons == [str(tmp_path / "elsewhere"), str(tmp_path / "runs" / "a")]
+
+
+def test_a_long_run_makes_a_small_page(write, make_run):
+    _, text = write([make_run("a", steps=4_000)])
+    assert len(text) < 700_000
+    assert "400 points are drawn" in text
 
 
 def test_neither_run_nor_results(write, tmp_path):
     with pytest.raises(InputError, match="neither a run folder"):
         write([tmp_path])
-
-
-def test_running_mean_uses_what_was_before():
-    assert running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]

@@ -267,7 +267,7 @@ def test_figure_3_has_rows_for_two_whole_steps_when_it_is_tiny(shared):
 def test_points_stand_where_their_values_are():
     curve = {"x": [16, 32, 256], "percent": [10.0, 30.0, 50.0], "ci95": [[8, 12], None, [45, 55]]}
     svg = score_plot({"DFT": curve}, "average by batch size", "batch size", log_x=True)
-    markers = re.findall(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)" style="fill: #0072b2', svg)
+    markers = re.findall(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)" style="fill: var\(--run-0, #0072b2', svg)
     (x1, y1), (x2, y2), (x3, y3) = [tuple(map(float, place)) for place in markers[:3]]  # the last is the legend's
     assert (x3 - x1) / (x2 - x1) == pytest.approx(math.log(256 / 16) / math.log(32 / 16), rel=1e-3)
     assert (y1 - y3) / (y1 - y2) == pytest.approx((50 - 10) / (30 - 10), rel=1e-3)
