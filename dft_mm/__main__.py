@@ -1,6 +1,7 @@
 """The command line: one function a verb. What a verb needs is imported when it runs, so that --help answers at once."""
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dft_mm.arguments import parser
+from dft_mm.arguments import completion_script, parser
 from dft_mm.atomic import is_full
 from dft_mm.errors import InputError, Stopped
 
@@ -26,6 +27,8 @@ def train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if recipe.train.restarts and not is_attempt():
         return attempts(arguments.words, recipe.train.restarts)
+    if os.environ.get("RANK", "0") == "0":
+        print(recipe.headline, file=sys.stderr, flush=True)  # what follows takes seconds to import
     with StopRequests() as requests:
         from dft_mm.train.loop import train
         from dft_mm.train.step import NonFiniteError
@@ -100,11 +103,13 @@ def probe(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     from dft_mm.dist import setup_logging
+    from dft_mm.report.exported import scores_of_export
     from dft_mm.train.export import export_checkpoint
 
     setup_logging()
     _make_folder(arguments.out)
-    step = export_checkpoint(arguments.run, arguments.out, arguments.step, arguments.merge)
+    scores = functools.partial(scores_of_export, arguments.run)
+    step = export_checkpoint(arguments.run, arguments.out, arguments.step, arguments.merge, scores)
     print(f"step {step} of {arguments.run} is in {arguments.out}")
 
 
@@ -233,6 +238,18 @@ def plan(arguments: argparse.Namespace) -> None:
     print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else to_text(found))
 
 
+def chat(arguments: argparse.Namespace) -> None:
+    from dft_mm.dist import setup_logging
+    from dft_mm.study.chat import chat
+
+    setup_logging()
+    chat(arguments.model, arguments.system, arguments.temperature, arguments.max_tokens)
+
+
+def completion(arguments: argparse.Namespace) -> None:
+    print(completion_script(arguments.shell))
+
+
 def demo(arguments: argparse.Namespace) -> None:
     from dft_mm.dist import setup_logging
     from dft_mm.study.demo import demo
@@ -252,7 +269,7 @@ def _make_folder(path: Path) -> None:
 _VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": train, "checkpoint": checkpoint, "prepare": prepare, "inspect": inspect, "probe": probe, "export": export,
     "eval": evaluate, "sample": sample, "compare": compare, "report": report, "doctor": doctor, "plan": plan,
-    "demo": demo,
+    "demo": demo, "chat": chat, "completion": completion,
 }  # fmt: skip
 
 

@@ -37,6 +37,13 @@ def _port(text: str) -> int:
     return number
 
 
+def _temperature(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no temperature from 0")
+    return number
+
+
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -261,4 +268,35 @@ def parser() -> argparse.ArgumentParser:
         "dft-mm demo --out runs/demo",
     )  # fmt: skip
     verb.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to work in (default: runs/demo)")
+    verb = add(
+        "chat", "talk with an exported model or adapter in the terminal, or answer one question a line from a pipe",
+        "dft-mm chat --model runs/tiny_vl_cpu/export\n  > /image picture.png\n  > What is shown?",
+    )  # fmt: skip
+    verb.description += (
+        " A line is a question; /image PATH adds a picture to the next one, /reset begins anew, /quit or Ctrl-D ends, "
+        "Ctrl-C stops an answer."
+    )
+    verb.add_argument("--model", required=True, metavar="DIR", help="exported folder, or builtin:tiny-vl")
+    verb.add_argument("--system", metavar="TEXT", help="system prompt (default: that of the chat template)")
+    verb.add_argument(
+        "--temperature", type=_temperature, default=0.0, help="default: 0, which takes the likeliest token"
+    )
+    verb.add_argument("--max-tokens", type=positive, default=1024, help="longest answer, in tokens (default: 1024)")
+    verb = add(
+        "completion", "print a script that completes verbs, options and files in a shell",
+        'eval "$(dft-mm completion bash)"    # in ~/.bashrc; zsh: dft-mm completion zsh > FOLDER/_dft-mm',
+    )  # fmt: skip
+    verb.add_argument("shell", choices=["bash", "zsh"], help="of which shell")
     return main
+
+
+def completion_script(shell: str) -> str:
+    """A script for bash or zsh; what is a path is completed by the names of files."""
+    import shtab
+
+    command = parser()
+    for verb in command._subparsers._group_actions[0].choices.values():
+        for action in verb._actions:
+            if action.type is Path or action.dest == "model":
+                action.complete = shtab.FILE
+    return shtab.complete(command, shell=shell)

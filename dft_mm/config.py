@@ -275,6 +275,12 @@ class TrainConfig(Section):
     """Steps between measurements of the held-out loss; the last step is always measured."""
 
 
+class LogConfig(Section):
+    trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = []
+    """Where each line of metrics.jsonl is logged besides, by the tracker's own library (extra `track`). Keys, server,
+    offline mode are set as that library wants, such as WANDB_MODE=offline. One that fails never stops a run."""
+
+
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run."""
@@ -289,6 +295,7 @@ class Recipe(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _an_example_fits_a_micro_batch(self) -> "Recipe":
@@ -306,6 +313,17 @@ class Recipe(Section):
                 "model.attention: eager cannot keep packed rows apart; use sdpa or flash, or set data.pack: false"
             )
         return self
+
+    @property
+    def headline(self) -> str:
+        """What is going to be trained, in one line."""
+        sources = ", ".join(source.path for source in self.data.train)
+        most = f", at most {self.train.max_steps} steps" if self.train.max_steps else ""
+        adapters = f" (LoRA, rank {self.model.lora.rank})" if self.model.lora else ""
+        return (
+            f"{self.name}: {self.loss.name} of {self.model.path}{adapters} on {sources}; {self.train.epochs} x all "
+            f"rows in steps of {self.optim.batch_size}{most}, {self.deepspeed}; into {self.run_dir}"
+        )
 
     @property
     def run_dir(self) -> Path:

@@ -1,6 +1,9 @@
 """The command line: help with an example for every verb, and one clear message with exit 2 for wrong input."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 from rows import write_wethink
@@ -186,3 +189,54 @@ def test_a_failure_is_told_and_its_kind_is_the_exit_code(capsys, error, code, to
 
     assert exit_code(work) == code
     assert capsys.readouterr().err.startswith(told)
+
+
+def completed(*words):
+    """What bash offers for the last of these words."""
+    script = subprocess.run(
+        [sys.executable, "-m", "dft_mm", "completion", "bash"], capture_output=True, text=True, check=True
+    ).stdout
+    typed = " ".join(words)
+    ask = f'COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _shtab_dft_mm; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    bash = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+    return bash.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [(("dft-mm", "pre"), ["prepare"]), (("dft-mm", "train", "--acc"), ["--accept-changes"])],
+)
+def test_bash_completes_verbs_and_options(words, offered):
+    assert completed(*words) == offered
+
+
+def test_bash_completes_files_where_a_path_is_meant(tmp_path, monkeypatch):
+    (tmp_path / "recipe_of_mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "recipe_of_mine.yaml" in completed("dft-mm", "train", "recipe_of")
+
+
+def test_completion_is_there_for_zsh(capsys):
+    assert main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("#compdef dft-mm")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, dft_mm.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+        "print({'torch', 'numpy', 'transformers', 'yaml', 'pydantic', 'rich', 'shtab'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+
+
+def test_train_says_what_it_is_about_to_do_before_anything_heavy_is_imported(recipe):
+    code = (
+        "import sys, dft_mm.__main__ as m\nsys.modules['dft_mm.train.loop'] = None\n"
+        f"m.main(['train', {str(recipe)!r}, 'train.max_steps=5'])\nprint({{'torch', 'numpy'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    assert done.stderr.startswith("t: dft of builtin:tiny-vl on ")
+    assert "at most 5 steps" in done.stderr.splitlines()[0]

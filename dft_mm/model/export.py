@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from dft_mm.model import card as model_card
 from dft_mm.model.chat_template import FILE, own_template
 from dft_mm.model.load import load_processing, read_family
 
@@ -18,7 +19,7 @@ from dft_mm.model.load import load_processing, read_family
 _COPIED = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", *model_card.LICENCES,
 )  # fmt: skip
 
 
@@ -42,11 +43,13 @@ def gather_state(
 
 def write_model(
     state: Mapping[str, Tensor], source: Path, out: Path, dtype: str, provenance: Mapping[str, Any],
-    end_id: int | None = None,
+    end_id: int | None = None, card: str | None = None,
 ) -> None:  # fmt: skip
     """Write weights (live parameter names), config, tokenizer, processor and dft_mm.json.
 
-    `end_id`: a token at which generation is to stop, too.
+    Args:
+        end_id: a token at which generation is to stop, too.
+        card: text of README.md.
 
     A model on the meta device takes the weights over and saves itself: a model that was loaded under ZeRO-3 would write
     wrong names (it reverses name conversions that were never applied).
@@ -62,31 +65,37 @@ def write_model(
     missing = [name for name, parameter in skeleton.named_parameters() if parameter.is_meta]
     if missing or report.unexpected_keys:
         raise RuntimeError(f"export: missing {missing[:3]}, unknown {report.unexpected_keys[:3]}")
-    _write(out, source, provenance, end_id, lambda folder: skeleton.save_pretrained(folder))
+    _write(out, source, provenance, end_id, card, lambda folder: skeleton.save_pretrained(folder))
 
 
 def write_adapter(
     state: Mapping[str, Tensor], peft_config: Any, source: Path, out: Path, provenance: Mapping[str, Any],
-    end_id: int | None = None,
+    end_id: int | None = None, card: str | None = None,
 ) -> None:  # fmt: skip
-    """Write a LoRA adapter as peft does, with the tokenizer and processor of its base beside it."""
+    """Write a LoRA adapter as peft does, with the config, tokenizer and processor of its base beside it, so that the
+    folder alone tells how it is asked.
+    """
     from safetensors.torch import save_file
 
     def save(folder: Path) -> None:
         peft_config.save_pretrained(folder)
+        shutil.copyfile(source / "config.json", folder / "config.json")
         save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
 
-    _write(out, source, provenance, end_id, save)
+    _write(out, source, provenance, end_id, card, save)
 
 
 def _write(
-    out: Path, source: Path, provenance: Mapping[str, Any], end_id: int | None, save: Callable[[Path], None]
-) -> None:
+    out: Path, source: Path, provenance: Mapping[str, Any], end_id: int | None, card: str | None,
+    save: Callable[[Path], None],
+) -> None:  # fmt: skip
     """Fill a folder beside `out` and rename it, so that `out` is never half an export."""
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save(temporary)
+    if card is not None:
+        (temporary / model_card.FILE).write_text(card, encoding="utf-8")
     for name in _COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, temporary / name)

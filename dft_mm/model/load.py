@@ -31,7 +31,9 @@ _ATTENTION = {
     ("eager", False): "eager",
 }
 # What a hub folder may hold that is needed here: never code, never pickled weights.
-_HUB_FILES_BESIDE_WEIGHTS = ["*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+_HUB_FILES_BESIDE_WEIGHTS = [
+    "*.json", "*.jinja", "merges.txt", "tokenizer.model", "README.md", "LICENSE*", "NOTICE",
+]  # fmt: skip
 _HUB_FILES = [*_HUB_FILES_BESIDE_WEIGHTS, "*.safetensors"]
 
 
@@ -78,6 +80,12 @@ def resolve(path: str, weights: bool = True) -> Path:
         raise InputError(
             f"model.path: {path!r} is no local folder and cannot be fetched from the hub: {error}"
         ) from error
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that the adapter in a folder belongs to, as `model.path` calls it; None where there is no adapter."""
+    path = folder / "adapter_config.json"
+    return _read_json(path).get("base_model_name_or_path") if path.is_file() else None
 
 
 def read_family(folder: Path) -> Family:

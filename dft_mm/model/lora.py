@@ -1,12 +1,12 @@
 """Low-rank adapters (arXiv 2106.09685) through peft: put them in, take them out, merge them."""
 
 import re
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -14,14 +14,20 @@ from dft_mm.config import LoraConfig
 from dft_mm.errors import InputError
 from dft_mm.families import Family, part_of
 from dft_mm.model.freeze import check_parts
-from dft_mm.model.load import read_family
+from dft_mm.model.load import adapter_base, load_model, read_family, resolve
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel  # takes as long to import as torch: only where there are adapters
 
 
-def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> PeftModel:
+def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> "PeftModel":
     """The model with adapters on linear layers of the configured parts; everything else is frozen.
 
     Raises InputError for a part that the family does not have, and when `targets` names a layer that is not there.
     """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
     check_parts(config.parts, family, "model.lora.parts")
     layers = [
         name for name, module in model.named_modules()
@@ -57,7 +63,7 @@ def _of_any_block(name: str) -> str:
     return r"\.".join([*(r"\d+" if word.isdigit() else word for word in way), last])
 
 
-def adapter_config(folder: Path, name: str, config: LoraConfig) -> PeftConfig:
+def adapter_config(folder: Path, name: str, config: LoraConfig) -> "PeftConfig":
     """What peft writes beside the adapter of the model in `folder`, without loading its weights.
 
     `name` is how the base model is called in it: the recipe's model.path.
@@ -78,4 +84,22 @@ def adapter_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def merge(model: PreTrainedModel, adapter: Path) -> dict[str, torch.Tensor]:
     """The weights of a plainly loaded base model with the saved adapter added to them."""
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    return _merged(model, adapter).state_dict()
+
+
+def load_with_adapter(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
+    """The model of a folder, on the CPU; for the folder of an adapter its base, with the adapter added to it."""
+    base = adapter_base(folder := resolve(str(path)))
+    return load_model(path, dtype) if base is None else _merged(load_model(base, dtype), folder)
+
+
+def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether it is a model with adapters put in."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)

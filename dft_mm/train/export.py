@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from dft_mm import dist
 from dft_mm.config import Recipe, load_recipe, read_text
 from dft_mm.errors import InputError
+from dft_mm.loss.family import FORMS
+from dft_mm.model.card import model_card
 from dft_mm.model.export import gather_state, write_adapter, write_model
 from dft_mm.model.load import Processing, load_model, load_processing
 from dft_mm.model.lora import adapter_config, adapter_state, merge
@@ -18,6 +21,10 @@ from dft_mm.train.module import Trainable
 from dft_mm.train.run_folder import provenance
 from dft_mm.train.shards import load_shard
 from dft_mm.train.verify import checkpoint_name, newest_whole, read_manifest, verify
+
+
+def _no_scores(step: int) -> str:
+    return ""
 
 
 def export_live(
@@ -31,19 +38,24 @@ def export_live(
     about = _about(recipe, processing, step)
 
     def write() -> None:
+        card = _card(recipe, processing, _data_manifest(recipe.run_dir), step)
         if recipe.model.lora:
             peft_config = adapter_config(processing.folder, recipe.model.path, recipe.model.lora)
-            write_adapter(adapter_state(state), peft_config, processing.folder, out, about, end_id)
+            write_adapter(adapter_state(state), peft_config, processing.folder, out, about, end_id, card)
         else:
-            write_model(state, processing.folder, out, recipe.model.dtype, about, end_id)
+            write_model(state, processing.folder, out, recipe.model.dtype, about, end_id, card)
 
     dist.on_main(write)
 
 
-def export_checkpoint(run: Path, out: Path, step: int | None = None, merge_adapter: bool = False) -> int:
+def export_checkpoint(
+    run: Path, out: Path, step: int | None = None, merge_adapter: bool = False,
+    scores: Callable[[int], str] = _no_scores,
+) -> int:  # fmt: skip
     """Write a run's checkpoint (the newest whole one, or that of `step`) as a Hugging Face folder; return its step.
 
-    With LoRA this is the adapter, or the base with the adapter added when `merge_adapter`. One process, no launcher.
+    With LoRA this is the adapter, or the base with the adapter added when `merge_adapter`. `scores` gives a table of
+    those of a step, for the model card. One process, no launcher.
     Raises InputError for a run without such a checkpoint, or an `out` that holds something.
     """
     if out.exists() and any(out.iterdir()):
@@ -57,20 +69,22 @@ def export_checkpoint(run: Path, out: Path, step: int | None = None, merge_adapt
     manifest = read_manifest(folder)
     processing = load_processing(recipe.model.path)
     about = _about(recipe, processing, manifest["step"])
-    end_id = _end_id(run)
+    data = _data_manifest(run)
+    end_id = data["end_id"]
+    card = _card(recipe, processing, data, manifest["step"], merge_adapter, scores(manifest["step"]))
     state = consolidate(folder, manifest["identity"]["zero_stage"])
     if not recipe.model.lora:
-        write_model(state, processing.folder, out, recipe.model.dtype, about, end_id)
+        write_model(state, processing.folder, out, recipe.model.dtype, about, end_id, card)
         return manifest["step"]
     adapter = adapter_state(state)
     peft_config = adapter_config(processing.folder, recipe.model.path, recipe.model.lora)
     if not merge_adapter:
-        write_adapter(adapter, peft_config, processing.folder, out, about, end_id)
+        write_adapter(adapter, peft_config, processing.folder, out, about, end_id, card)
         return manifest["step"]
     with tempfile.TemporaryDirectory() as temporary:
         write_adapter(adapter, peft_config, processing.folder, Path(temporary) / "adapter", about)
         merged = merge(load_model(recipe.model.path, recipe.model.dtype), Path(temporary) / "adapter")
-    write_model(merged, processing.folder, out, recipe.model.dtype, about, end_id)
+    write_model(merged, processing.folder, out, recipe.model.dtype, about, end_id, card)
     return manifest["step"]
 
 
@@ -86,12 +100,23 @@ def consolidate(folder: Path, stage: int) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 
-def _end_id(run: Path) -> int:
+def _data_manifest(run: Path) -> dict[str, Any]:
     path = run / "data" / "manifest.json"
     try:
-        return json.loads(read_text(path, "the run's data manifest"))["end_id"]
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a whole manifest ({error!r}); run `dft-mm prepare` with the recipe") from error
+        manifest = json.loads(read_text(path, "the run's data manifest"))
+        missing = [key for key in ("end_id", "sources", "parts", "examples") if key not in manifest]
+    except (ValueError, TypeError) as error:
+        missing = [error]
+    if missing:
+        raise InputError(f"{path}: not a whole manifest ({missing[0]!r}); run `dft-mm prepare` with the recipe")
+    return manifest
+
+
+def _card(
+    recipe: Recipe, processing: Processing, data: dict[str, Any], step: int, merged: bool = False, scores: str = ""
+) -> str:
+    loss = FORMS[recipe.loss.name].about
+    return model_card(recipe, processing.folder, processing.family, data, step, loss, merged, scores)
 
 
 def _choose(checkpoints: Path, step: int | None) -> Path:

@@ -31,6 +31,7 @@ from dft_mm.train.run_folder import MetricsFile, locked_run, open_run, state_of
 from dft_mm.train.schedule import lr_factor
 from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
 from dft_mm.train.telemetry import Spikes
+from dft_mm.train.tracking import check_installed, tracked
 from dft_mm.train.verify import newest_whole
 
 _GIB = 2**30
@@ -63,6 +64,7 @@ def train(
         requests = requests or held.enter_context(StopRequests())
         dist.init()
         dist.setup_logging()
+        dist.on_main(lambda: check_installed(recipe.log.trackers))
         dist.on_main(lambda: held.enter_context(locked_run(folder)) and None)
         dist.on_main(lambda: open_run(folder, recipe, config, accept_changes))
         _check_shared(folder)
@@ -72,6 +74,7 @@ def train(
         with reported(recipe, requests) as run:
             processing = load_processing(dist.on_main(lambda: resolve(recipe.model.path)))
             data = load_data(recipe, processing)
+            log.info("%s: %s; %s", recipe.name, data.summary, _length(recipe, data.plan.steps))
             module = build_module(recipe, processing.family, config)
             engine = build_engine(module, processing.family, recipe, config)
             identity = {
@@ -81,7 +84,6 @@ def train(
             }
             if recipe.model.lora:
                 identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
-            log.info("%s: %s; %s", recipe.name, data.summary, _length(recipe, data.plan.steps))
             run.step = _resume(engine, folder, identity)
             _run_steps(engine, recipe, data, identity, run, stop_after, debug)
             export_live(module, recipe, processing, folder / "export", run.step, data.end_id)
@@ -142,7 +144,12 @@ def _run_steps(
     batches = train_batches(data, recipe, first, engine.device)
     lost: set[str] = set()
     spikes = Spikes()
-    with run.requests.deferred(), progress("train", plan.steps, run.step, dist.is_main()) as advance:
+    names = recipe.log.trackers if metrics else []
+    with (
+        run.requests.deferred(),
+        tracked(names, run.folder, run.step, run.note) as look_at_trackers,  # after the workers, which fork
+        progress("train", plan.steps, run.step, dist.is_main()) as advance,
+    ):
         for step in range(first, plan.steps + 1):
             start, batches.waited_s, batches.lost = time.perf_counter(), 0.0, []
             indices = plan.examples(step)
@@ -177,6 +184,7 @@ def _run_steps(
             problems = [metrics.write(line) if metrics else None, spikes.look(step, line["ce"])]
             for problem in filter(None, problems):
                 run.note(problem)
+            look_at_trackers()
             if sums.lost:
                 names = [name for of_rank in dist.gather_objects(batches.lost) for name in of_rank]
                 lost.update(names)

@@ -3,11 +3,10 @@ layer, so that DeepSpeed's hooks on it gather its weight, tied or untied, at eve
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,6 +14,10 @@ from dft_mm.dist import log
 from dft_mm.loss.check import check_head
 from dft_mm.loss.family import Objective
 from dft_mm.loss.head import HeadOptions, Reference, supervised_loss, tile_functions
+from dft_mm.model.lora import has_adapters
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 T = TypeVar("T")
 
@@ -86,7 +89,7 @@ class Trainable(nn.Module):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: "PreTrainedModel | PeftModel",
         reference: PreTrainedModel | None = None,
         entropy: bool = False,
         skip_budget: float = 0.0,
@@ -104,7 +107,7 @@ class Trainable(nn.Module):
     @property
     def core(self) -> PreTrainedModel:
         """The transformers model inside."""
-        return self.model.base_model.model if isinstance(self.model, PeftModel) else self.model
+        return self.model.base_model.model if has_adapters(self.model) else self.model
 
     def forward(
         self,
@@ -135,7 +138,7 @@ class Trainable(nn.Module):
         """(B · T, D): the last hidden states of the reference."""
         if self.reference is not None:
             hidden = self.reference.model(**inputs, use_cache=False).last_hidden_state
-        elif isinstance(self.model, PeftModel):
+        elif has_adapters(self.model):
             with self.model.disable_adapter():
                 hidden = self.core.model(**inputs, use_cache=False).last_hidden_state
         else:

@@ -29,6 +29,7 @@ _HARMLESS = {
     ("output",), ("deepspeed",), ("data", "workers"), ("train", "save_every"), ("train", "keep"),
     ("train", "heldout_every"), ("train", "micro_tokens"), ("model", "gradient_checkpointing"),
     ("train", "log_entropy"), ("train", "hang_minutes"), ("train", "restarts"),
+    ("log", "trackers"),
 }  # fmt: skip
 
 

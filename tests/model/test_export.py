@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from dft_mm.config import LoraConfig
 from dft_mm.model.export import _stop_at, gather_state, write_adapter, write_model
-from dft_mm.model.load import load_model, read_family
-from dft_mm.model.lora import adapter_config, adapter_state, add_lora, merge
+from dft_mm.model.load import load_model, load_processing, read_family
+from dft_mm.model.lora import adapter_config, adapter_state, add_lora, load_with_adapter, merge
 
 READ = """
 import sys
@@ -36,14 +36,16 @@ def test_trained_weights_come_back_under_the_sources_names(folder, tmp_path):
     for parameter in model.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
     out = tmp_path / "out"
-    write_model(gather_state(model, True), folder, out, "float32", {"step": 3})
+    (folder / "LICENSE").write_text("terms")
+    write_model(gather_state(model, True), folder, out, "float32", {"step": 3}, card="# about\n")
     assert set(load_file(out / "model.safetensors")) == set(load_file(folder / "model.safetensors"))
     expected = model(input_ids=torch.arange(20)[None]).logits
     error = (logits_by_plain_transformers(out, tmp_path) - expected).abs().max()
     assert error <= 1e-5
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"):
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     assert json.loads((out / "dft_mm.json").read_text()) == {"step": 3}
+    assert (out / "README.md").read_text() == "# about\n"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,9 @@ def test_an_adapter_comes_back_and_merges(folder, tmp_path):
     )
     again = PeftModel.from_pretrained(load_model(folder), out)
     assert (again(input_ids=torch.arange(20)[None]).logits - expected).abs().max() <= 1e-6
+    whole = load_with_adapter(out)  # its config and tokenizer lie beside it
+    assert (whole(input_ids=torch.arange(20)[None]).logits - expected).abs().max() <= 1e-5
+    assert load_processing(out).chat_template == load_processing(folder).chat_template
 
     write_model(merge(load_model(folder), out), folder, tmp_path / "merged", "float32", {})
     assert (logits_by_plain_transformers(tmp_path / "merged", tmp_path) - expected).abs().max() <= 1e-5

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from runs import Runs
 from safetensors.torch import load_file
 from started import done
@@ -57,10 +58,10 @@ def runs(tmp_path_factory, repo, free_port):
     for ranks in (1, 2):
         code, output = runs(f"whole{ranks}", ranks)
         assert code == 0, output
-    code, output = runs("stopped1", 1, "--stop-after", "3")
+    code, output = runs("stopped1", 1, "--stop-after", "3", "log.trackers=[tensorboard]")
     assert code == 3, output
     runs.stopped = runs.status("stopped1")
-    code, output = runs("stopped1", 1)
+    code, output = runs("stopped1", 1, "log.trackers=[tensorboard]")
     assert code == 0, output
     return runs
 
@@ -102,6 +103,19 @@ def test_a_stopped_run_says_so_and_ends_with_the_same_weights(runs):
     exact = ("loss", "ce", "grad_norm", "p_hist", "tokens", "heldout_ce")
     for stopped, whole in zip(runs.metrics("stopped1"), runs.metrics("whole1")):
         assert {key: stopped.get(key) for key in exact} == {key: whole.get(key) for key in exact}
+
+
+def test_a_tracker_has_each_step_of_a_run_that_was_stopped_once(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = runs.folder / "stopped1/trackers/tensorboard.json"
+    for _ in range(1000):  # it may be behind the run
+        if json.loads(given.read_text())["step"] == STEPS:
+            break
+        time.sleep(0.1)
+    events = EventAccumulator(str(runs.folder / "stopped1/tensorboard")).Reload()
+    ce = [(event.step, event.value) for event in events.Scalars("ce")]
+    assert ce == [(line["step"], pytest.approx(line["ce"])) for line in runs.metrics("whole1")]
 
 
 def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_to_the_same_weights(runs):
@@ -151,7 +165,11 @@ def test_export_of_a_checkpoint_equals_the_runs_own(runs, tmp_path):
     for run in ("whole1", "whole2"):
         code, output = exported(runs, run, tmp_path / run)
         assert code == 0, output
-        assert (tmp_path / run / "model.safetensors").read_bytes() == runs.weights(run)
+        for name in ("model.safetensors", "README.md"):
+            assert (tmp_path / run / name).read_bytes() == (runs.folder / run / "export" / name).read_bytes()
+    card = ModelCard.load(tmp_path / "whole1/README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert f"{STEPS} steps of the loss `dft`" in card.text
     code, output = exported(runs, "whole2", tmp_path / "whole2")
     assert code == 2  # nothing is written over
     assert "there is something already" in output

@@ -41,7 +41,8 @@ def test_a_folder_with_checkpoints_of_another_recipe_is_refused(tmp_path):
     open_run(tmp_path, recipe(), {})
     open_run(tmp_path, recipe(optim={"lr": 1.0}), {})  # nothing was trained yet
     (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
-    open_run(tmp_path, recipe(optim={"lr": 1.0}, train={"keep": 5}), {})  # changes no step
+    changes_no_step = {"train": {"keep": 5}, "log": {"trackers": ["wandb"]}}
+    open_run(tmp_path, recipe(optim={"lr": 1.0}, **changes_no_step), {})
     with pytest.raises(InputError, match=r"optim\.lr: 1\.0 -> 2\.0"):
         open_run(tmp_path, recipe(optim={"lr": 2.0}), {})
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
+    TextStreamer,
 )
 
 from dft_mm.batch import normalise
@@ -25,7 +26,7 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.content import before_stop, load_picture
 from dft_mm.evaluate.backends.prompts import Prompt, Prompts
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
-from dft_mm.model.load import load_model
+from dft_mm.model.lora import load_with_adapter
 
 _BATCH_SIZE = 16
 
@@ -70,8 +71,15 @@ class HuggingFace:
                 return
             yield number, answers
 
-    def _answer(self, batch: Sequence[Request], halted: Callable[[], bool]) -> list[Generation] | None:
-        model = self.model = self.model or self._load()
+    def stream(self, request: Request, say: Callable[[str], None]) -> Generation:
+        """One answer, which is also told piece by piece as it comes."""
+        (answer,) = self._answer([request], lambda: False, _Pieces(self.tokenizer, say))
+        return answer
+
+    def _answer(
+        self, batch: Sequence[Request], halted: Callable[[], bool], streamer: TextStreamer | None = None
+    ) -> list[Generation] | None:
+        model = self.load()
         sampling = self.options.sampling
         prompts = [self.prompts.of(request) for request in batch]
         inputs = self._inputs(batch, prompts)
@@ -87,17 +95,22 @@ class HuggingFace:
         with torch.inference_mode():
             output = model.generate(
                 **inputs, generation_config=self._generation(), logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([ends]),
+                stopping_criteria=StoppingCriteriaList([ends]), streamer=streamer,
             )  # fmt: skip
         if ends.halted:
             return None
         rows = [row[:most].tolist() for row, most in zip(output[:, width:], ends.most)]
         return [self._cut(*each) for each in zip(prompts, rows, (request.question.stop for request in batch))]
 
+    def load(self) -> PreTrainedModel:
+        """The weights, on the device."""
+        self.model = self.model or self._load()
+        return self.model
+
     def _load(self) -> PreTrainedModel:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels that ask for no device take this one
-        model = load_model(self.options.model, dtype=self.settings["dtype"]).to(self.device)
+        model = load_with_adapter(self.options.model, self.settings["dtype"]).to(self.device)
         # transformers fills what a generation config leaves open from the model's own: a temperature or a repetition
         # penalty in the folder would silently be part of every score.
         model.generation_config = self._generation()
@@ -153,6 +166,17 @@ def _device() -> torch.device:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of an answer's tokens, as the model wrote it."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class _Pieces(TextStreamer):
+    """Hands an answer over in pieces of whole words."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self._say = say
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._say(text)
 
 
 class RowEnds(StoppingCriteria):

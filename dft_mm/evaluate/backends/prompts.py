@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig
 
 from dft_mm.config import read_text
@@ -101,7 +102,8 @@ class Prompts:
             rendered = self.renderer.render([*question.messages, answer], grids)
         except (ImageError, RenderError) as error:
             raise InputError(f"{where}: {error.reason}: {error.detail}") from error
-        ids = rendered.ids[: rendered.supervised.argmax()].tolist()
+        answers = np.flatnonzero(np.diff(rendered.supervised.astype(np.int8), prepend=0) == 1)  # where each begins
+        ids = rendered.ids[: answers[-1]].tolist()
         merged = [rows * columns // self.images.merge_size**2 for _, rows, columns in grids]
         short = _one_placeholder_each(ids, self.processing.image_token_id, merged)
         return Prompt(ids, self.processing.tokenizer.decode(short), tuple(short))

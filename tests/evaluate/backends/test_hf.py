@@ -150,7 +150,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(text_model, sums, whole, tm
 def test_a_finished_run_needs_no_model(text_model, sums, tmp_path, monkeypatch):
     suite = _suite("gsm8k", sums, limit=1)
     first = evaluate(suite, text_model, tmp_path)
-    monkeypatch.setattr(hf, "load_model", None)
+    monkeypatch.setattr(hf, "load_with_adapter", None)
     assert evaluate(suite, text_model, tmp_path) == first
 
 
