@@ -87,6 +87,7 @@ def _limits(field: FieldInfo) -> str:
         f"{sign} {getattr(limit, name):.10g}" for limit in field.metadata for name, sign in _SIGNS.items()
         if getattr(limit, name, None) is not None
     ]  # fmt: skip
+    found += [f"like `{limit.pattern}`" for limit in field.metadata if getattr(limit, "pattern", None)]
     found += [f"at least {limit.min_length}" for limit in field.metadata if getattr(limit, "min_length", None)]
     return f", {', '.join(found)}" if found else ""
 

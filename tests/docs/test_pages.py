@@ -150,6 +150,17 @@ def test_every_reason_of_quarantine_is_explained():
     assert reasons <= told, reasons - told
 
 
+def test_messages_that_are_explained_are_those_of_the_code():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (REPO / "dft_mm").rglob("*.py"))
+    said = re.sub(r"\"\s*\n\s*f?\"", "", sources)  # texts that go on in the next line
+    rows = [line.split(" | ")[0] for line in text_of("docs/trouble.md").splitlines() if line.startswith("| `")]
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 30
+    for message in messages:
+        for part in re.split("…|: ", message):
+            assert part.strip(" '?;:") in said, message
+
+
 def test_recipe_keys_that_are_named_exist():
     keys = {
         f"{name}.{key}" for name in ("model", "data", "loss", "optim", "train")
