@@ -59,5 +59,8 @@ def _serve(server, folder):
             client, _ = server.accept()
             with client, client.makefile("rw") as stream:
                 words, cwd, environment = json.loads(stream.read())
-                answer = done(words, folder, environment, f"import os; os.chdir({cwd!r})")
+                try:
+                    answer = done(words, folder, environment, f"import os; os.chdir({cwd!r})", seconds=900)
+                except AssertionError as error:
+                    answer = 1, f"Traceback: {error}"
                 stream.write(json.dumps(answer))
