@@ -28,7 +28,7 @@ sys.exit(code)
 
 @contextlib.contextmanager
 def shell(folder):
-    """A function that runs a script in `folder`: (exit code, output)."""
+    """A function that runs a script of a language, bash or python, in `folder`: (exit code, output)."""
     here = folder / ".shell"
     here.mkdir()
     address = str(here / "s")
@@ -42,7 +42,10 @@ def shell(folder):
         server.listen()
         threading.Thread(target=_serve, args=(server, folder), daemon=True).start()
 
-        def run(script):
+        def run(language, script):
+            if language == "python":
+                prelude = f"import os; os.chdir({str(folder)!r})\n{script}\nraise SystemExit"
+                return done([], folder, environment, prelude, seconds=900)
             command = ["bash", "-euo", "pipefail", "-c", script]
             ran = subprocess.run(
                 command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

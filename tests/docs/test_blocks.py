@@ -39,9 +39,7 @@ def carry_out(page, long, folder, run):
         if "file" in block.marks:
             (folder / block.marks["file"]).write_text(block.text)
             continue
-        if block.language == "python":
-            (folder / "block.py").write_text(block.text)
-        code, said = run("python block.py" if block.language == "python" else block.text)
+        code, said = run(block.language, block.text)
         assert code == 0, f"{block}: exit code {code}\n{said[-3000:]}"
         assert "Traceback" not in said, f"{block}:\n{said[-3000:]}"
 
