@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # DeepSpeed compiles a small communication library on its first CPU start and needs ninja on the PATH for it.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install demo test test-long soak lint bench bench-gpu paper-tiny clean
+.PHONY: install demo test test-long soak lint docs bench bench-gpu paper-tiny clean
 install: $(VENV)/.installed $(VENV)/.languages
 
 # torch is installed by its constraint first: an unpinned one would pull gigabytes of CUDA onto machines without a GPU.
@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dft_mm needs Python >= 3.11, this is ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[eval,demo,dev]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[eval,demo,docs,dev]"
 	$(RUN) -m pip install --quiet --no-deps --constraint constraints.txt ms-vlmeval
 	touch $@
 
@@ -42,6 +42,10 @@ soak: install
 
 lint: install
 	$(RUN) -m ruff check .
+
+# The pages of docs/ as HTML, into build/docs; a warning is an error.
+docs: install
+	$(RUN) -m sphinx -q -W --keep-going docs build/docs
 
 # CPU benches against their targets: an hour on two quiet cores, into scripts/bench/results and its README.
 # The real rows are those of DATA; without them the benches that want them say so and are left out.

@@ -250,6 +250,17 @@ def completion(arguments: argparse.Namespace) -> None:
     print(completion_script(arguments.shell))
 
 
+def import_recipe(arguments: argparse.Namespace) -> None:
+    from dft_mm.study.import_recipe import import_recipe
+
+    if arguments.out.exists():
+        raise InputError(f"--out {arguments.out} is there already: give another, or remove it")
+    text = import_recipe(arguments.file, arguments.dataset_info, arguments.gpus)
+    _make_folder(arguments.out.parent)
+    arguments.out.write_text(text, encoding="utf-8")
+    print(f"wrote {arguments.out}; read its comments, then look at the rows: dft-mm inspect {arguments.out}")
+
+
 def demo(arguments: argparse.Namespace) -> None:
     from dft_mm.dist import setup_logging
     from dft_mm.study.demo import demo
@@ -269,7 +280,7 @@ def _make_folder(path: Path) -> None:
 _VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": train, "checkpoint": checkpoint, "prepare": prepare, "inspect": inspect, "probe": probe, "export": export,
     "eval": evaluate, "sample": sample, "compare": compare, "report": report, "doctor": doctor, "plan": plan,
-    "demo": demo, "chat": chat, "completion": completion,
+    "demo": demo, "chat": chat, "completion": completion, "import-recipe": import_recipe,
 }  # fmt: skip
 
 

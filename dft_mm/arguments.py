@@ -264,6 +264,17 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verb.add_argument("--json", action="store_true", help="everything as one JSON object")
     verb = add(
+        "import-recipe", "convert a training file of LLaMA-Factory into a recipe",
+        "dft-mm import-recipe qwen2_5vl_full_sft.yaml --dataset-info data/dataset_info.json --gpus 8 --out recipe.yaml",
+    )  # fmt: skip
+    verb.add_argument("file", type=Path, help="training file of LLaMA-Factory (YAML)")
+    verb.add_argument(
+        "--dataset-info", type=Path, metavar="FILE",
+        help="dataset_info.json that names the data sets (default: that in the file's dataset_dir)",
+    )  # fmt: skip
+    verb.add_argument("--gpus", type=positive, metavar="N", help="how many GPUs the file was written for")
+    verb.add_argument("--out", type=Path, required=True, metavar="RECIPE.yaml", help="recipe to write")
+    verb = add(
         "demo", "the whole product in minutes on a CPU: data, SFT and DFT, scores, a page",
         "dft-mm demo --out runs/demo",
     )  # fmt: skip

@@ -157,6 +157,9 @@ class SourceConfig(Section):
     pattern such as `data/*.parquet` of such files, a `datasets` folder, or a hub name such as org/name."""
     format: Format = "auto"
     """Layout of a row; auto: by the row's columns, or by the `dataset_info.json` beside the file."""
+    dataset_info: str | None = None
+    """FILE#NAME: the entry NAME of a LLaMA-Factory `dataset_info.json` says what the columns are, wherever the rows
+    lie; for format `auto`. Default: the entry that names the file, in the one beside it."""
     images: str | None = None
     """Folder that the rows' picture paths are relative to, and may not leave; default: the folder of `path`."""
     split: str = "train"
@@ -181,6 +184,16 @@ class SourceConfig(Section):
     @classmethod
     def _a_name_is_a_loss(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _an_entry_is_named_and_read(self) -> "SourceConfig":
+        if self.dataset_info is not None:
+            file, _, name = self.dataset_info.rpartition("#")
+            if not file or not name:
+                raise ValueError(f"dataset_info is FILE#NAME, as data/dataset_info.json#mine, not {self.dataset_info}")
+            if self.format != "auto":
+                raise ValueError(f"dataset_info says how rows are read, and so does format ({self.format}): give one")
+        return self
 
     @model_validator(mode="after")
     def _columns_belong_to_the_columns_format(self) -> "SourceConfig":

@@ -132,6 +132,8 @@ def test_a_bad_override_is_quoted(load, override):
         ("data.train=[{path: a, format: messages, columns: {prompt: p, response: r}}]", ["exactly when"]),
         ("data={train: [{path: a, format: messages}], heldout: [{path: b, format: messages}], heldout_fraction: 0.1}",
          ["heldout files or heldout_fraction"]),
+        ("data.train=[{path: a, dataset_info: info.json}]", ["FILE#NAME", "info.json"]),
+        ("data.train=[{path: a, dataset_info: 'info.json#a', format: sharegpt}]", ["format (sharegpt)", "give one"]),
         ("data.train=[]", ["data.train"]),
         ("data.train=[{path: a, format: csvv}]", ["data.train.0.format", "'csvv'", "messages"]),
         ("loss.name=dtf", ["loss.name", "'dtf'", "'sft', 'dft', 'power'"]),

@@ -57,17 +57,17 @@ class Entry:
 
 
 def find_entry(file: Path, source: SourceConfig) -> Entry | None:
-    """The entry for a file in the dataset_info.json beside it; None when there is none.
+    """The entry that the source names, or that for the file in the dataset_info.json beside it; None: there is none.
 
     Raises InputError for an entry that says what is not read here, or entries that disagree about the file.
     """
+    if source.dataset_info is not None:
+        info, name = named_entry(source.dataset_info)
+        return _read(f"{info}: {name!r}", name, entry_of(info, name), source)
     info = file.parent / INFO
     if not info.is_file():
         return None
-    try:
-        entries = json.loads(info.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{info} cannot be read: {error}; mend it, or name the `format` of {file.name}") from error
+    entries = _entries(info, f"mend it, or name the `format` of {file.name}")
     # The datasets library writes another file of this name beside its tables; nothing in it has a file_name.
     named = {
         name: entry
@@ -83,6 +83,29 @@ def find_entry(file: Path, source: SourceConfig) -> Entry | None:
             "them, or name the `format` in the recipe"
         )
     return found[0] if found else None
+
+
+def named_entry(dataset_info: str) -> tuple[Path, str]:
+    """FILE#NAME in its two parts."""
+    file, _, name = dataset_info.rpartition("#")
+    return Path(file), name
+
+
+def entry_of(info: Path, name: str) -> dict[str, Any]:
+    """What a dataset_info.json has under a name, unchecked; raises InputError when that is nothing."""
+    entries = _entries(info, "mend it")
+    if not isinstance(entries, dict) or not isinstance(entries.get(name), dict):
+        near = difflib.get_close_matches(name, entries, n=1) if isinstance(entries, dict) else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{info} has no data set {name!r}{hint}")
+    return entries[name]
+
+
+def _entries(info: Path, way_out: str) -> Any:
+    try:
+        return json.loads(info.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{info} cannot be read: {error}; {way_out}") from error
 
 
 def _read(where: str, name: str, entry: Mapping[str, Any], source: SourceConfig) -> Entry:

@@ -26,6 +26,7 @@ from dft_mm.atomic import replacing
 from dft_mm.config import DataConfig, SourceConfig
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.layouts.choose import Layout, choose_layout
+from dft_mm.data.layouts.llamafactory import INFO, named_entry
 from dft_mm.data.layouts.rows import parse
 from dft_mm.data.preparing.groups import group, hold_out, repeats
 from dft_mm.data.preparing.manifest import (
@@ -68,7 +69,6 @@ _ALONE_PICTURES = 200
 _PICTURES = 16  # looked at in one task
 _FIRST = 20  # rows that a layout is chosen by
 _OUTPUTS = ("index.arrow", "quarantine.jsonl", "duplicates.jsonl", "overlap.jsonl")
-_INFO = "dataset_info.json"
 _SMALL = ["length", "supervised_tokens", "patches", "image_hashes", "content", "question", "overlap"]
 _PERCENTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "p99": 99, "max": 100}
 
@@ -163,9 +163,11 @@ class _Preparation:
 
     def _files(self, source: SourceConfig) -> list[Path]:
         found = files.find_files(source)
+        if source.dataset_info is not None:
+            self._note(named_entry(source.dataset_info)[0])
         for path in found:
             self._note(path)
-            self._note(path.with_name(_INFO))  # decides a layout, even by not being there
+            self._note(path.with_name(INFO))  # decides a layout, even by not being there
         return found
 
     def _note(self, path: Path) -> None:

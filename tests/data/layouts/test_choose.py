@@ -256,6 +256,17 @@ def test_an_entry_says_how_its_file_is_read(tmp_path, entry, row, name, turns):
     assert shown(parse(row, layout)) == turns
 
 
+def test_an_entry_may_be_named_wherever_the_rows_lie(tmp_path):
+    write_info(tmp_path, {"file_name": "far/rows.json", "columns": {"prompt": "ask", "response": "say"}}, other={})
+    (tmp_path / "far").mkdir()
+    row = {"ask": "q", "say": "a", "instruction": "no", "output": "no"}
+    layout = choose(tmp_path / "far", row, dataset_info=f"{tmp_path}/dataset_info.json#mine")
+    assert (layout.format, layout.entry.name) == ("alpaca", "mine")
+    assert shown(parse(row, layout)) == QA
+    with pytest.raises(InputError, match=r"dataset_info.json has no data set 'mien'; did you mean 'mine'"):
+        choose(tmp_path / "far", row, dataset_info=f"{tmp_path}/dataset_info.json#mien")
+
+
 def test_entries_count_labels_and_prompts_as_the_layouts_do(tmp_path):
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     write_info(tmp_path, {"file_name": "rows.json", "formatting": "sharegpt", "tags": tags,

@@ -158,3 +158,13 @@ def test_a_new_file_in_a_folder_is_noticed(tmp_path):
     (tmp_path / "rows/0.jsonl").unlink()
     assert run(tmp_path / "data", data)["sources"][0]["rows"] == 2
     assert len(list((tmp_path / "data/parts").glob("*.arrow"))) == 2
+
+
+def test_rows_are_read_again_when_the_entry_that_names_their_columns_changes(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"ask": "q", "say": "a", "other": "b"}) + "\n")
+    info = tmp_path / "elsewhere.json"
+    train = [{"path": str(tmp_path / "a.jsonl"), "dataset_info": f"{info}#mine"}]
+    for column in ("say", "other"):
+        info.write_text(json.dumps({"mine": {"columns": {"prompt": "ask", "response": column}}}))
+        assert again(tmp_path, train=train) == 1
+        assert again(tmp_path, train=train) == 0
