@@ -19,8 +19,8 @@ from dft_mm.report.read import Results
 from scripts.bench.measure import RESULTS
 
 ARMS = ("sft", "dft")
-PLANTED = 0.05
-"""Share of an arm's right answers that are made wrong, for a difference of known size."""
+PLANTED = (0.05, 0.2, 0.4)
+"""Shares of an arm's right answers that are made wrong, for differences of known size: how many of each are found."""
 
 
 def study(out: Path, wrong: float, seeds: int, questions: int, ranks: int) -> Path:
@@ -53,14 +53,20 @@ def trials(folder: Path, seeds: int, count: int) -> dict[str, Any]:
     from dft_mm.study.compare import compare_arms, read
 
     results = {arm: [read(folder / "runs" / f"{arm}-s{seed}" / "eval/digits") for seed in range(seeds)] for arm in ARMS}
-    told: dict[str, list[dict[str, Any]]] = {"null": [], "planted": []}
+    told: dict[str, list[dict[str, Any]]] = {"null": [], **{_planted(share): [] for share in PLANTED}}
     for number, arm in enumerate(ARMS):
         for a, b in splits(seeds, count // len(ARMS), number):
             ours, theirs = [results[arm][seed] for seed in a], [results[arm][seed] for seed in b]
             told["null"].append(_outcome(arm, a, b, compare_arms({"a": ours, "b": theirs})))
-            worse = [_worsened(each, folder / "planted" / f"{arm}-s{seed}") for each, seed in zip(theirs, b)]
-            told["planted"].append(_outcome(arm, a, b, compare_arms({"a": ours, "b": worse})))
+            for share in PLANTED:
+                below = folder / _planted(share)
+                worse = [_worsened(each, below / f"{arm}-s{seed}", share) for each, seed in zip(theirs, b)]
+                told[_planted(share)].append(_outcome(arm, a, b, compare_arms({"a": ours, "b": worse})))
     return told
+
+
+def _planted(share: float) -> str:
+    return f"planted_{share:g}"
 
 
 def _outcome(arm: str, a: list[int], b: list[int], comparison: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def _outcome(arm: str, a: list[int], b: list[int], comparison: dict[str, Any]) -
     return {"arm": arm, "a": a, "b": b, "comparisons": rows}
 
 
-def _worsened(results: Results, folder: Path) -> Results:
+def _worsened(results: Results, folder: Path, share: float) -> Results:
     """The same results with a share of the right answers wrong, the same ones whenever it is asked."""
     from dft_mm.report.read import read_lines, read_results
 
@@ -77,7 +83,7 @@ def _worsened(results: Results, folder: Path) -> Results:
     draw = np.random.default_rng(0)
     lines = read_lines(results.folder / "scores.jsonl")
     for line in lines:
-        if line["status"] == "correct" and draw.random() < PLANTED:
+        if line["status"] == "correct" and draw.random() < share:
             line["status"] = "wrong"
     (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "results.json").write_bytes((results.folder / "results.json").read_bytes())
@@ -108,10 +114,13 @@ def main() -> None:
     print((folder / "compare.md").read_text(encoding="utf-8"))
     if given.trials:
         found["trials"] = trials(folder, given.seeds, given.trials)
-        null, planted = found["trials"]["null"], found["trials"]["planted"]
+        null = found["trials"]["null"]
         differ = len([each for each in null if any(row["verdict"] != "no_difference" for row in each["comparisons"])])
         print(f"one arm against itself: {len(null) - differ} of {len(null)} without a difference")
-        print(f"with {PLANTED:.0%} of the right answers made wrong: found in {called(planted, 'a_better')}")
+        for share in PLANTED:
+            outcomes = found["trials"][_planted(share)]
+            times = called(outcomes, "a_better")
+            print(f"with {share:.0%} of the right answers made wrong: found in {times} of {len(outcomes)}")
     file = RESULTS / f"demo_study_{given.wrong:g}.json"
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"written: {file}")
