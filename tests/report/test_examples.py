@@ -53,6 +53,9 @@ def test_room_is_shared_by_benchmarks_and_what_one_leaves_is_the_next_one_s(two,
     assert counts == [30, 30]
     counts = [shown.spread + shown.more for shown in read([*two, more], most=90).shown]
     assert counts == [40, 40]
+    examples = read([*two, more], most_bytes=16_000)
+    assert {example.benchmark for example in examples.examples} == {"writers", "pairs"}
+    assert sum(example.size for example in examples.examples) <= 16_000
 
 
 def test_a_question_is_right_as_often_as_its_samples(two):
