@@ -163,12 +163,12 @@ def test_messages_that_are_explained_are_those_of_the_code():
 
 def test_recipe_keys_that_are_named_exist():
     keys = {
-        f"{name}.{key}" for name in ("model", "data", "loss", "optim", "train")
+        f"{name}.{key}" for name in ("model", "data", "loss", "optim", "train", "log")
         for key in Recipe.model_fields[name].annotation.model_fields
     }  # fmt: skip
     for page in PAGES:
-        for section, key in re.findall(r"`(model|data|loss|optim|train)\.([a-z_]+)(?:[:=\[.`])", text_of(page)):
+        for section, key in re.findall(r"`(model|data|loss|optim|train|log)\.([a-z_]+)(?:[:=\[.`])", text_of(page)):
             assert f"{section}.{key}" in keys, f"{page}: {section}.{key}"
     for reason in NOTED.values():
-        for section, key in re.findall(r"(model|data|loss|optim|train)\.([a-z_]+)", reason):
+        for section, key in re.findall(r"(model|data|loss|optim|train|log)\.([a-z_]+)", reason):
             assert f"{section}.{key}" in keys, reason

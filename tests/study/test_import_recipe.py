@@ -143,6 +143,9 @@ CHANGED = [
     ({"save_total_limit": 1}, "train.keep", 2),
     ({"save_total_limit": 5}, "train.keep", 5),
     ({"eval_steps": 30}, "train.heldout_every", 30),
+    ({"report_to": "none"}, "log.trackers", []),
+    ({"report_to": "wandb"}, "log.trackers", ["wandb"]),
+    ({"report_to": ["tensorboard", "swanlab"], "use_swanlab": True}, "log.trackers", ["tensorboard", "swanlab"]),
 ]  # fmt: skip
 
 
@@ -201,6 +204,7 @@ WRONG = [
     ({"learning_rate": "fast"}, ["'learning_rate': 'fast'", "optim.lr"]),
     ({"learning_rate": -1.0}, ["optim.lr (learning_rate)", "greater than 0"]),
     ({"learning_rat": 1.0}, ["unknown key 'learning_rat'", "did you mean 'learning_rate'"]),
+    ({"report_to": "trackio"}, ["report_to trackio", "tensorboard"]),
     ({"packing": True}, ["packing: true", "per_device_train_batch_size"]),
 ]  # fmt: skip
 

@@ -85,6 +85,7 @@ CONVERTED = (
     Becomes("train.heldout_every", {"eval_steps": None}, lambda steps: int(steps) if (steps or 0) >= 1 else LEFT_OUT),
     Becomes("train.micro_tokens", {"cutoff_len": 2048}, lambda length: max(8192, length),
             "memory decides it, and it changes no result; `dft-mm plan` chooses"),
+    Becomes("log.trackers", {"report_to": "none", "use_swanlab": False}, values.trackers),
 )  # fmt: skip
 
 
@@ -166,9 +167,10 @@ NOTED: dict[str, str] = {
            "include_effective_tokens_per_second", "include_tokens_per_second", "print_param_status", "debug",
            "skip_memory_metrics"),
     **_why("`dft-mm report` draws the curves", "plot_loss"),
-    **_why("trackers are set by log.trackers", "report_to", "use_swanlab", "swanlab_project", "swanlab_workspace",
-           "swanlab_run_name", "swanlab_mode", "swanlab_api_key", "swanlab_logdir", "swanlab_lark_webhook_url",
-           "swanlab_lark_secret", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    **_why("what belongs to an account or a server is set as the tracker's own library wants it, in the environment",
+           "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_api_key",
+           "swanlab_logdir", "swanlab_lark_webhook_url", "swanlab_lark_secret", "project", "trackio_space_id",
+           "trackio_bucket_id", "trackio_static_space_id"),
     **_why("a checkpoint always has all that going on needs; weights alone are in export/", "save_only_model",
            "save_on_each_node", "save_safetensors", "enable_jit_checkpoint"),
     **_why("a run folder is never overwritten: the same recipe goes on, another one needs another name",

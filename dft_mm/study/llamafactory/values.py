@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from dft_mm.config import read_text
+from dft_mm.config import LogConfig, read_text
 from dft_mm.errors import InputError
 from dft_mm.families import Family, family_of
 from dft_mm.study.llamafactory.refused import GPUS, LEFT_OUT, Refused
@@ -200,3 +200,13 @@ def epochs(epochs: float, max_steps: int) -> int:
     if epochs != int(epochs):
         raise Refused(f"num_train_epochs {epochs:g} is not whole: give max_steps (`dft-mm plan` counts the steps)")
     return int(epochs)
+
+
+def trackers(report_to: str | list[str] | None, swanlab: bool) -> Any:
+    known = get_args(get_args(LogConfig.model_fields["trackers"].annotation)[0])
+    given = report_to.split(",") if isinstance(report_to, str) else report_to or []
+    named = [name.strip() for name in given if name.strip() != "none"] + ["swanlab"] * swanlab
+    unknown = [name for name in named if name not in known]
+    if unknown:
+        raise Refused(f"report_to {', '.join(unknown)}: trackers are {', '.join(known)}; take it out")
+    return list(dict.fromkeys(named)) or LEFT_OUT
