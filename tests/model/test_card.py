@@ -14,8 +14,13 @@ MANIFEST = {
          "quarantined": {"broken_image": 2}},
         {"path": "org/rows", "split": "heldout", "rows": 5, "kept": 5, "too_long": 0, "not_chosen": 0,
          "quarantined": {}},
+        {"path": "data/more.jsonl", "split": "train", "rows": 1, "kept": 1, "too_long": 0, "not_chosen": 0,
+         "quarantined": {}},
     ],
-    "parts": [{"file": "/home/somebody/rows.jsonl", "source": 0}, {"file": "/cache/org___rows/0.arrow", "source": 1}],
+    "parts": [
+        {"file": "/home/somebody/rows.jsonl", "source": 0}, {"file": "/cache/org___rows/0.arrow", "source": 1},
+        {"file": "data/more.jsonl", "source": 2},
+    ],
     "examples": {"train": 7, "heldout": 5}, "tokens": 900, "supervised_tokens": 300, "images": 7,
 }  # fmt: skip
 

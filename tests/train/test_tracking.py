@@ -71,6 +71,19 @@ def test_tensorboard_has_each_step_once_with_histogram_and_recipe(run):
     assert yaml.safe_load(text.decode().strip("`").removeprefix("yaml"))["name"] == "my_run"
 
 
+def test_tensorboard_shows_what_a_step_came_to_when_it_was_done_again(run):
+    pytest.importorskip("tensorboard", reason="the extra `track` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(run, 1, 2, 3)
+    follow("tensorboard", run, 0, until("failed"))
+    write(run, 1, mode="w")
+    write(run, 2, 3, ce=lambda step: 100 * step)  # another recipe, accepted
+    follow("tensorboard", run, 1, until("finished"))
+    events = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("ce")
+    assert [(event.step, event.value) for event in events] == [(1, pytest.approx(0.1)), (2, 200), (3, 300)]
+
+
 def wandb_records(path):
     """The records of W&B's file: LevelDB's log format (blocks of 32 KiB, of which a record may span several)."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -173,6 +186,17 @@ def test_a_step_that_a_tracker_missed_is_made_up_for_when_the_run_goes_on(run, n
     follow("wandb", run, 4, until("finished"))
     assert first.steps + noted.last.steps == [1, 2, 3, 4, 5]
     assert noted.last.run.id == first.run.id
+
+
+def test_a_run_whose_first_step_never_arrived_goes_on_in_the_same_tracker_run(run, noted, monkeypatch):
+    monkeypatch.setattr(noted, "breaks_at", 1)
+    write(run, 1)
+    with pytest.raises(ConnectionError):
+        follow("wandb", run, 0, until("finished"))
+    first = noted.last.run.id
+    monkeypatch.setattr(noted, "breaks_at", None)
+    follow("wandb", run, 0, until("finished"))
+    assert noted.last.run.id == first
 
 
 def test_a_line_is_read_when_it_is_whole(run, noted):
