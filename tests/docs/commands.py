@@ -22,9 +22,10 @@ PLACEHOLDER = "RECIPE.yaml"
 
 
 def commands(text):
-    """The words of each command of a block."""
+    """The words of each command of a block; lines behind `>` are typed into a command."""
     found, words = [], []
-    for word in (word for line in text.replace("\\\n", " ").splitlines() for word in [*_words(line), "\n"]):
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if not line.lstrip().startswith(">")]
+    for word in (word for line in lines for word in [*_words(line), "\n"]):
         if word in ("\n", "&&", "||", ";", "|"):
             found += [words] * bool(words)
             words = []
@@ -52,6 +53,9 @@ def check(words, folder, recipe):
             assert (REPO / word).exists(), f"there is no {word}"
     if name == "dft-mm":
         _check_ours(words[1:], folder, recipe)
+    elif name == "eval":
+        for inner in commands(words[1].removeprefix("$(").removesuffix(")")):
+            check(inner, folder, recipe)
     elif "dft_mm" in words and name in ("deepspeed", "python"):
         place = words.index("dft_mm")
         assert words[place - 1] in ("--module", "-m")
