@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # DeepSpeed compiles a small communication library on its first CPU start and needs ninja on the PATH for it.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install demo test test-long soak lint docs bench bench-gpu paper-tiny clean
+.PHONY: install demo test test-docs test-long soak lint docs bench bench-gpu paper-tiny clean
 install: $(VENV)/.installed $(VENV)/.languages
 
 # torch is installed by its constraint first: an unpinned one would pull gigabytes of CUDA onto machines without a GPU.
@@ -31,7 +31,11 @@ demo: install
 	$(RUN) -m dft_mm demo
 
 test: install $(VENV)/.browser
-	$(RUN) -m pytest -m "not long and not gpu"
+	$(RUN) -m pytest -m "not long and not gpu and not docs"
+
+# What the pages and examples/ tell to type, typed: five minutes.
+test-docs: install
+	$(RUN) -m pytest -m "docs and not long"
 
 test-long: install
 	$(RUN) -m pytest -m "long"

@@ -44,6 +44,7 @@ def carry_out(page, long, folder, run):
         assert "Traceback" not in said, f"{block}:\n{said[-3000:]}"
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page, long=False)])
 def test_the_blocks_of_a_page_run(page, clone):
     folder, run = clone

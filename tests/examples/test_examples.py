@@ -9,6 +9,7 @@ import pytest
 from scripts.paper.experiment import REPO
 
 EXAMPLES = REPO / "examples"
+pytestmark = pytest.mark.docs
 
 
 @pytest.fixture
@@ -49,7 +50,6 @@ def test_the_collator_hands_out_packed_batches_whose_answers_alone_are_learned(e
     assert not set(first.example_ids) & set(second.example_ids)
 
 
-@pytest.mark.long
 def test_the_cells_of_the_notebook_run_in_order(example, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads((EXAMPLES / "what_dft_does.ipynb").read_text(encoding="utf-8"))["cells"]

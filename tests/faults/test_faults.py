@@ -59,6 +59,7 @@ def test_a_rank_that_hangs_is_named_and_all_ranks_end(runs):
     assert "dft_mm/train/loop.py" in stacks
 
 
+@pytest.mark.long
 def test_a_failed_run_begins_again_by_itself(runs):
     with runs.started("restarted", "train.restarts=1") as run:
         run.until_step(5)

@@ -219,6 +219,7 @@ def losing(runs, name, *words):
     return runs(name, 1, *words, prelude=LOSES.format(str(runs.folder / "data/images/0.png")))
 
 
+@pytest.mark.long
 def test_a_picture_that_vanishes_while_training_is_counted_and_its_row_keeps_its_slot(runs):
     picture = runs.folder / "data/images/0.png"
     content = picture.read_bytes()
