@@ -1,15 +1,12 @@
 """The recipe: one closed, frozen value that holds every setting of a run. Loading it has no side effects."""
 
-import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from dft_mm.errors import InputError
+from dft_mm.sections import Section, load_section
 
 Part = Literal["vision", "projector", "language", "embeddings"]
 Format = Literal[
@@ -30,17 +27,6 @@ LOSS_NUMBERS: dict[LossName, dict[str, Any]] = {
     "sed": {"diversity": 0.2, "tau": 0.95, "top_k": 2},
 }
 """The numbers that each loss has, with their defaults; to give another one is an error."""
-
-
-class Section(BaseModel):
-    """A closed, frozen group of settings; every field says what it is where it is defined."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 class LoraConfig(Section):
@@ -66,7 +52,7 @@ class ModelConfig(Section):
     """Type of forward and backward; master weights and gradient accumulation are float32 whatever it is."""
     attention: Literal["sdpa", "flash", "eager"] = "sdpa"
     """Attention kernel; flash needs the flash-attn package and a GPU."""
-    freeze: list[Part] = []
+    freeze: list[Part] = Field(default=[])
     """Parts that do not learn: vision, projector, language, embeddings (input embedding and output head)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -205,7 +191,7 @@ class SourceConfig(Section):
 class DataConfig(Section):
     train: list[SourceConfig] = Field(min_length=1)
     """Files to learn from."""
-    heldout: list[SourceConfig] = []
+    heldout: list[SourceConfig] = Field(default=[])
     """Files whose loss is measured, never learned from."""
     heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Instead of `heldout`: this share of the training rows, chosen by seed; rows with the same question or picture
@@ -228,7 +214,7 @@ class DataConfig(Section):
     bad_rows: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of rows that may be quarantined before the run refuses to start, and of examples whose picture
     may be lost or changed while it trains before it stops."""
-    benchmarks: list[str] = []
+    benchmarks: list[str] = Field(default=[])
     """Files of benchmark questions; rows that share 13 words in a row with one of them are counted and listed."""
 
     @model_validator(mode="after")
@@ -289,7 +275,7 @@ class TrainConfig(Section):
 
 
 class LogConfig(Section):
-    trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = []
+    trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field(default=[])
     """Where each line of metrics.jsonl is logged besides, by the tracker's own library (extra `track`). Keys, server,
     offline mode are set as that library wants, such as WANDB_MODE=offline. One that fails never stops a run."""
 
@@ -343,131 +329,6 @@ class Recipe(Section):
         return Path(self.output.replace("{name}", self.name))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a repeated key and reads 1e-5 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """Parse YAML; raises InputError with file and line."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        told = str(error).replace('"<unicode string>"', where)
-        raise InputError(f"{where}: not valid YAML: {told}") from error
-
-
-def read_text(path: Path, what: str) -> str:
-    """A file that the user named, as text; raises InputError when it is not there or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{what} not found: {path} (looked in {Path.cwd()})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} cannot be read: {path}: {error}") from error
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe: field defaults, then the YAML file, then `section.key=value` (the value is YAML too).
-
-    Raises InputError that names each wrong key and the nearest known one.
-    """
+    """Read a recipe; see `load_section`."""
     return load_section(Recipe, path, overrides)
-
-
-def load_section(cls: type[SectionT], path: str | Path, overrides: Sequence[str] = ()) -> SectionT:
-    """The same for any closed section that lives in a file of its own, such as an evaluation suite."""
-    values = read_yaml(read_text(Path(path), cls.__name__.lower()), str(path))
-    if not isinstance(values, dict):
-        found = "it is empty" if values is None else f"this is a {type(values).__name__}"
-        raise InputError(f"{path}: a {cls.__name__.lower()} maps keys to values, as in `name: mine`; {found}")
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(cls, values, item) for item in error.errors()]
-        raise InputError(f"{path}: " + "\n".join(lines)) from None
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted or override.startswith("-"):
-        raise InputError(f"{override!r}: overrides look like section.key=value, for example optim.lr=1e-5")
-    _set(values, dotted.split("."), read_yaml(text, override), override)
-
-
-def _set(here: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
-    key, *rest = keys
-    if not rest:
-        here[key] = value
-        return
-    if here.get(key) is None:
-        here[key] = {}
-    below = here[key]
-    if isinstance(below, list) and below and all(isinstance(entry, dict) for entry in below):
-        # Of a list of sections, the ones of this name, or all of them.
-        named = [entry for entry in below if rest[0] == (entry.get("name") or entry.get("task"))]
-        for entry in named or below:
-            _set(entry, rest[1:] if named and len(rest) > 1 else rest, value, override)
-    elif isinstance(below, dict):
-        _set(below, rest, value, override)
-    else:
-        raise InputError(f"{override!r}: {key!r} is a value, not a section, so it has no key {rest[-1]!r}")
-
-
-def _explain(cls: type[BaseModel], values: dict[str, Any], item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = list(_keys(cls))
-        leaf = str(item["loc"][-1])
-        # The same key in another section is a likelier slip than a like-sounding one in this section.
-        near = [key for key in known if _leaf(key) == leaf]
-        near = near or difflib.get_close_matches(re.sub(r"\.\d+", "", where), known, n=1, cutoff=0.6)
-        if not near:
-            leaves = difflib.get_close_matches(leaf, [_leaf(key) for key in known], n=1, cutoff=0.6)
-            near = [key for key in known if _leaf(key) in leaves]
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {where!r}{hint}"
-    if item["type"] == "missing":
-        return f"{where!r} is missing"
-    given = item.get("input")
-    shown = "" if isinstance(given, dict) or item["type"] == "value_error" else f" (got {given!r})"
-    told = item["msg"].removeprefix("Value error, ")
-    return f"{where!r}: {told}{shown}" if where else told
-
-
-def _leaf(key: str) -> str:
-    return key.rsplit(".", 1)[-1]
-
-
-def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in cls.model_fields.items():
-        yield prefix + name
-        for inner in _sections(field.annotation):
-            yield from _keys(inner, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)
-
-
-def to_yaml(section: Section) -> str:
-    """Every value of a section, so that nothing depends on defaults of another version."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

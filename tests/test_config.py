@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from dft_mm import config
-from dft_mm.config import Recipe, Section, load_recipe, read_yaml, to_yaml
+from dft_mm.config import Recipe, load_recipe
 from dft_mm.errors import InputError
+from dft_mm.sections import Section, read_yaml, to_yaml
 
 MINIMAL = """
 name: run

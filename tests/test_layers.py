@@ -14,6 +14,7 @@ LAYERS = [
     {"loss", "data", "model"},
     {"batch", "dist", "progress", "restart"},
     {"config", "families", "atomic", "lock", "signals"},
+    {"sections"},
     {"errors"},
 ]
 LEVEL = {part: -level for level, parts in enumerate(LAYERS) for part in parts}

@@ -14,7 +14,6 @@ from typing import Any
 import dft_mm
 from dft_mm import dist
 from dft_mm.atomic import replacing, write_atomically
-from dft_mm.config import read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.registry import make
 from dft_mm.evaluate.generations import encode, generate, writing
@@ -23,6 +22,7 @@ from dft_mm.evaluate.requests import Backend, BackendOptions, Request, seed_of
 from dft_mm.evaluate.suite import SamplingConfig
 from dft_mm.evaluate.task import Answer, Grade, Question
 from dft_mm.lock import locked
+from dft_mm.sections import read_text
 
 Questions = Mapping[str, Sequence[Question]]
 """By benchmark."""

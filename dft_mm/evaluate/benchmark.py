@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dft_mm.config import Section
+from dft_mm.sections import Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

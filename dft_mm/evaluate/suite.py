@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from dft_mm.config import Section, load_section
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import NAME, BenchmarkConfig, named_files
 from dft_mm.evaluate.tasks.registry import TASKS
+from dft_mm.sections import Section, load_section
 
 
 class SamplingConfig(Section):

@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dft_mm.config import read_text
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.families import Family
+from dft_mm.sections import read_text
 
 FILE = "chat_template.jinja"
 _LEGACY, _TOKENIZER = "chat_template.json", "tokenizer_config.json"

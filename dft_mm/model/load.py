@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
 
-from dft_mm.config import read_text
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.families import FAMILIES, Family, family_of
 from dft_mm.model.attention import PACKED, TOWER, pack_tower
 from dft_mm.model.builtin import BUILTIN, builtin_folder
 from dft_mm.model.chat_template import chat_template
+from dft_mm.sections import read_text
 
 _BUILTIN = "builtin:"
 # Name in the recipe, whether rows are packed -> name in transformers.

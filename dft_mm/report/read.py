@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from dft_mm.config import read_text
 from dft_mm.errors import InputError
+from dft_mm.sections import read_text
 
 
 @dataclass(frozen=True)

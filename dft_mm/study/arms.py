@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from dft_mm.atomic import write_atomically
-from dft_mm.config import Recipe, load_recipe, to_yaml
+from dft_mm.config import Recipe, load_recipe
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.evaluate.suite import Suite, load_suite
 from dft_mm.report.page import write_report
+from dft_mm.sections import to_yaml
 from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare_arms, read, write_comparison
 from dft_mm.study.launch import machine_environment, rank_command, run_command, train_run

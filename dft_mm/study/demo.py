@@ -15,12 +15,13 @@ from pathlib import Path
 import yaml
 
 from dft_mm import __version__
-from dft_mm.config import Recipe, to_yaml
+from dft_mm.config import Recipe
 from dft_mm.dist import log
 from dft_mm.report.comparison import verdict
 from dft_mm.report.page import write_report
 from dft_mm.report.read import read_results
 from dft_mm.report.tables import print_table, score_table
+from dft_mm.sections import to_yaml
 from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare, read, write_comparison
 from dft_mm.study.digits import Sizes, write_data

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dft_mm.config import Recipe, read_text, read_yaml
+from dft_mm.config import Recipe
 from dft_mm.errors import InputError
+from dft_mm.sections import read_text, read_yaml
 from dft_mm.study.llamafactory.keys import CONVERTED, NOTED, REFUSED, Becomes
 from dft_mm.study.llamafactory.refused import DATASET_INFO, GPUS, LEFT_OUT, Refused
 

@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 
 from dft_mm import dist
-from dft_mm.config import Recipe, read_text
+from dft_mm.config import Recipe
 from dft_mm.errors import InputError
 from dft_mm.families import Family, part_of
 from dft_mm.model.freeze import parameter_groups
+from dft_mm.sections import read_text
 from dft_mm.train.module import Trainable
 
 # DeepSpeed key -> the recipe key that owns it

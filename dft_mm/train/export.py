@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from dft_mm import dist
-from dft_mm.config import Recipe, load_recipe, read_text
+from dft_mm.config import Recipe, load_recipe
 from dft_mm.errors import InputError
 from dft_mm.loss.family import FORMS
 from dft_mm.model.card import model_card
 from dft_mm.model.export import gather_state, write_adapter, write_model
 from dft_mm.model.load import Processing, load_model, load_processing
 from dft_mm.model.lora import adapter_config, adapter_state, merge
+from dft_mm.sections import read_text
 from dft_mm.train.module import Trainable
 from dft_mm.train.run_folder import provenance
 from dft_mm.train.shards import load_shard

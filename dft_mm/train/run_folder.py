@@ -17,10 +17,11 @@ import yaml
 
 import dft_mm
 from dft_mm.atomic import write_atomically
-from dft_mm.config import Recipe, read_text, to_yaml
+from dft_mm.config import Recipe
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.lock import locked
+from dft_mm.sections import read_text, to_yaml
 
 State = Literal["running", "finished", "stopped", "failed"]
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "pillow", "tokenizers", "numpy")

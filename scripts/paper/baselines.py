@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dft_mm.config import Recipe, load_recipe, read_text
+from dft_mm.config import Recipe, load_recipe
 from dft_mm.errors import InputError
+from dft_mm.sections import read_text
 
 if TYPE_CHECKING:
     from dft_mm.evaluate.task import Question

@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 import yaml
 
-from dft_mm.config import LogConfig, Recipe, load_recipe, to_yaml
+from dft_mm.config import LogConfig, Recipe, load_recipe
 from dft_mm.errors import InputError, Stopped
+from dft_mm.sections import to_yaml
 from dft_mm.train import tracking
 from dft_mm.train.trackers import TRACKERS, Entry
 from dft_mm.train.tracking import check_installed, follow, tracked

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dft_mm.config import read_text
 from dft_mm.errors import InputError
+from dft_mm.sections import read_text
 
 PLACE = "{question}"
 

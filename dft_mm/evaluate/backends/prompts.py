@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig
 
-from dft_mm.config import read_text
 from dft_mm.data.images import ImageError, ImageSettings, image_grid
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.dist import log
@@ -19,6 +18,7 @@ from dft_mm.evaluate.backends.content import completion_text, load_pictures
 from dft_mm.evaluate.requests import Request
 from dft_mm.evaluate.task import Question
 from dft_mm.model.load import Processing, load_processing
+from dft_mm.sections import read_text
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dft_mm.config import read_text
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
+from dft_mm.sections import read_text
 
 
 class Replay:

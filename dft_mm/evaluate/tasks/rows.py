@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dft_mm.config import load_section, read_text
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig, Prompt, named_files
 from dft_mm.evaluate.task import Question
+from dft_mm.sections import load_section, read_text
 
 IDS = ("unique_id", "id", "idx")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dft_mm.atomic import write_atomically
-from dft_mm.config import read_text
 from dft_mm.data.images import ImageSettings
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig, EndpointJudge
 from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.vlmevalkit.splits import CLASSES, SPLITS, split_of
 from dft_mm.model.load import read_family, resolve
+from dft_mm.sections import read_text
 
 _LMU_DATA = '"${LMUData:-$HOME/LMUData}"'
 _INSTALLATION = (

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dft_mm.config import read_text
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig, EndpointJudge
@@ -17,6 +16,7 @@ from dft_mm.evaluate.task import Question
 from dft_mm.evaluate.vlmevalkit.judge import contact
 from dft_mm.evaluate.vlmevalkit.process import Refused, judge_key, run
 from dft_mm.evaluate.vlmevalkit.splits import Split, split_of
+from dft_mm.sections import read_text
 
 
 def load(kind: str, bench: BenchmarkConfig, work: Path) -> list[Question]:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from dft_mm.config import LogConfig, read_text
+from dft_mm.config import LogConfig
 from dft_mm.errors import InputError
 from dft_mm.families import Family, family_of
+from dft_mm.sections import read_text
 from dft_mm.study.llamafactory.refused import GPUS, LEFT_OUT, Refused
 
 
