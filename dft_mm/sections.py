@@ -50,12 +50,13 @@ def read_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: not valid YAML: {told}") from error
 
 
-def read_text(path: Path, what: str) -> str:
-    """A file that the user named, as text; raises InputError when it is not there or not UTF-8."""
+def read_text(path: Path, what: str, way_out: str = "") -> str:
+    """A file that the user named, as text; raises InputError when it is not there (and tells the `way_out`) or not
+    UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{what} not found: {path} (looked in {Path.cwd()})") from None
+        raise InputError(f"{what} not found: {path} (looked in {Path.cwd()}){way_out and f'; {way_out}'}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} cannot be read: {path}: {error}") from error
 

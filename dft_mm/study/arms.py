@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from dft_mm.report.page import write_report
 from dft_mm.sections import to_yaml
 from dft_mm.study.claim import claim
 from dft_mm.study.compare import compare_arms, read, write_comparison
-from dft_mm.study.launch import machine_environment, rank_command, run_command, train_run
+from dft_mm.study.launch import machine_environment, rank_command, run_verb, train_run
 from dft_mm.train.run_folder import state_of
 
 
@@ -56,6 +55,11 @@ class Study:
 
     def results_folder(self, arm: Arm, seed: int) -> Path:
         return self.run_folder(arm, seed) / "eval" / self.suite.name
+
+    @property
+    def log_file(self) -> Path:
+        """What trainings and scorings printed."""
+        return self.out / "study.log"
 
     @property
     def runs(self) -> list[tuple[Arm, int]]:
@@ -151,20 +155,14 @@ def carry_out(
                 waiting.append(_submitted(study, run, recipe, submit))
                 continue
             command = rank_command(ranks, "train", str(recipe))
-            train_run(run, command, Path.cwd(), study.out / "study.log", machine_environment())
+            train_run(run, command, Path.cwd(), study.log_file, machine_environment())
         if not (study.results_folder(arm, seed) / "results.json").is_file():
-            command = ["eval", study.suite_name, "--model", str(_scored_model(study, arm, run))]
-            _do(study, *command, "--out", str(study.results_folder(arm, seed)), *scoring)
+            model, out = _scored_model(study, arm, run), study.results_folder(arm, seed)
+            run_verb(study.log_file, "eval", study.suite_name, "--model", str(model), "--out", str(out), *scoring)
     if waiting:
         log.info("queued: %s. Run the same command again when they are done", "; ".join(waiting))
         return None
     return _finish(study)
-
-
-def _do(study: Study, *words: str) -> None:
-    run_command(
-        [sys.executable, "-m", "dft_mm", *words], Path.cwd(), study.out / "study.log", machine_environment()
-    )
 
 
 def _scored_model(study: Study, arm: Arm, run: Path) -> Path:
@@ -174,7 +172,7 @@ def _scored_model(study: Study, arm: Arm, run: Path) -> Path:
         return run / "export"
     merged = run / "merged"
     if not merged.is_dir():
-        _do(study, "export", str(run), "--merge", "--out", str(merged))
+        run_verb(study.log_file, "export", str(run), "--merge", "--out", str(merged))
     return merged
 
 

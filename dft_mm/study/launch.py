@@ -86,6 +86,11 @@ def run_command(command: Sequence[str], folder: Path, log_file: Path, environmen
         )
 
 
+def run_verb(log_file: Path, *words: str) -> None:
+    """`run_command` for a verb of dft-mm in one process, here and on what this machine has."""
+    run_command([sys.executable, "-m", "dft_mm", *words], Path.cwd(), log_file, machine_environment())
+
+
 def train_run(run: Path, command: Sequence[str], folder: Path, log_file: Path, environment: Mapping[str, str]) -> None:
     """`run_command` for a training, whose launcher's exit code says little: `run`/STATUS.json tells how it ended.
 

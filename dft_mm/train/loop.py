@@ -144,10 +144,10 @@ def _run_steps(
     batches = train_batches(data, recipe, first, engine.device)
     lost: set[str] = set()
     spikes = Spikes()
-    names = recipe.log.trackers if metrics else []
+    trackers = recipe.log.trackers if metrics else []
     with (
         run.requests.deferred(),
-        tracked(names, run.folder, run.step, run.note) as look_at_trackers,  # after the workers, which fork
+        tracked(trackers, run.folder, run.step, run.note) as look_at_trackers,  # after the workers, which fork
         progress("train", plan.steps, run.step, dist.is_main()) as advance,
     ):
         for step in range(first, plan.steps + 1):

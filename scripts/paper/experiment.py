@@ -6,7 +6,6 @@ Paper: arXiv 2508.05629; its numbers are in eval/published.json.
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -165,13 +164,12 @@ def train(
 def score(model: str, folder: Path, suite: str, wanted: Options) -> Path:
     """The result folder of a model that was not trained here, or not by a study."""
     from dft_mm.evaluate.suite import load_suite
-    from dft_mm.study.launch import machine_environment, run_command
+    from dft_mm.study.launch import run_verb
 
     out = folder / "eval" / load_suite(suite).name
     if not (out / "results.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "dft_mm", "eval", suite, "--model", model, "--out", str(out)]
-        run_command([*command, *wanted.scoring.split()], Path.cwd(), folder / "eval.log", machine_environment())
+        run_verb(folder / "eval.log", "eval", suite, "--model", model, "--out", str(out), *wanted.scoring.split())
     return out
 
 

@@ -7,7 +7,6 @@ some 20 GB each: train.save_every=50 train.keep=8 makes fewer.
 """
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def by_step(last: Path, suite: str, wanted: Options, keep_exports: bool) -> dict
 
 def score_step(run: Path, step: int, suite: str, wanted: Options, keep_export: bool) -> Path:
     from dft_mm.evaluate.suite import load_suite
-    from dft_mm.study.launch import machine_environment, run_command
+    from dft_mm.study.launch import run_verb
     from dft_mm.train.verify import checkpoint_name
 
     folder = wanted.out / "steps" / run.name / checkpoint_name(step)
@@ -70,8 +69,7 @@ def score_step(run: Path, step: int, suite: str, wanted: Options, keep_export: b
     scored = (results / "results.json").is_file()
     if not export.is_dir() and (keep_export or not scored):
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "dft_mm", "export", str(run), "--step", str(step), "--out", str(export)]
-        run_command(command, Path.cwd(), folder / "export.log", machine_environment())
+        run_verb(folder / "export.log", "export", str(run), "--step", str(step), "--out", str(export))
     if not scored:
         score(str(export), folder, suite, wanted)
     if export.is_dir() and not keep_export:

@@ -3,7 +3,6 @@ from, and pairs for DPO. `dft-mm sample` does it; here are the paper's settings.
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +34,14 @@ class Sampled:
 
 def sampled(recipe: str, changes: Sequence[str], wanted: Options) -> Sampled:
     """Answers below OUT/sampled; goes on where it was stopped. Their correct ones need not be of all questions."""
-    from dft_mm.study.launch import machine_environment, run_command
+    from dft_mm.study.launch import run_verb
 
     wanted.out.mkdir(parents=True, exist_ok=True)
     questions, more = (Path(QUESTIONS), wanted.scoring.split()) if not wanted.tiny else _tiny(wanted)
     found = Sampled(wanted.out / "sampled", questions)
     if not (found.folder / "stats.json").is_file():
-        command = [sys.executable, "-m", "dft_mm", "sample", recipe, *changes, "--questions", str(questions)]
-        command += ["--n", str(ANSWERS), "--pairs", "--out", str(found.folder), *more]
-        run_command(command, Path.cwd(), wanted.out / "sample.log", machine_environment())
+        words = [recipe, *changes, "--questions", str(questions), "--n", str(ANSWERS), "--pairs", *more]
+        run_verb(wanted.out / "sample.log", "sample", *words, "--out", str(found.folder))
     return found
 
 

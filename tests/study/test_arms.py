@@ -74,8 +74,7 @@ def commands(monkeypatch):
         entry = {"metrics": {}, "status": {}, "samples": 1, "judge": "rule"}
         (out / "results.json").write_text(json.dumps({"suite": "s", "model": "m", "benchmarks": {"digits": entry}}))
 
-    for module in (arms, launch):
-        monkeypatch.setattr(module, "run_command", run)
+    monkeypatch.setattr(launch, "run_command", run)
     monkeypatch.setattr(arms, "write_report", lambda *_: None)
     return given
 
@@ -118,12 +117,10 @@ def test_a_study_goes_on_where_it_was_stopped_and_takes_further_seeds(recipe, co
             raise Stopped("stopped")
         real(*arguments)
 
-    for module in (arms, launch):
-        monkeypatch.setattr(module, "run_command", stopped)
+    monkeypatch.setattr(launch, "run_command", stopped)
     with pytest.raises(Stopped):
         carry_out(study(recipe), ranks=1)
-    for module in (arms, launch):
-        monkeypatch.setattr(module, "run_command", real)
+    monkeypatch.setattr(launch, "run_command", real)
     carry_out(study(recipe), ranks=1)
     assert len(commands) == 12
     carry_out(study(recipe, seeds=(0, 1, 2, 3)), ranks=2)
@@ -180,5 +177,5 @@ def test_runs_are_queued_once_and_compared_when_they_are_done(recipe, commands, 
     jobs = (tmp_path / "jobs").read_text().split()
     assert [Path(job).name for job in jobs] == ["sft-s0.yaml", "dft-s0.yaml"]
     for job in jobs:
-        arms.run_command(["train", job], None, None, None)
+        launch.run_command(["train", job], None, None, None)
     assert carry_out(study(recipe, (0,)), ranks=1, submit=str(queue))["comparisons"]

@@ -54,8 +54,7 @@ def commands(monkeypatch, make_scores):
             assert model == "Qwen/Qwen2.5-Math-1.5B" or Path(model).is_dir()
             make_scores(out, dict.fromkeys(MATH, percent_of(model)))
 
-    for module in (arms, launch):
-        monkeypatch.setattr(module, "run_command", run)
+    monkeypatch.setattr(launch, "run_command", run)
     monkeypatch.setattr(arms, "write_report", lambda *_: None)
     return given
 
@@ -234,7 +233,7 @@ def test_figure_3_compares_only_what_saw_the_same_examples(tmp_path, commands):
 
 
 def test_figure_3_scores_its_settings_under_their_own_names(tmp_path, commands, monkeypatch, make_scores):
-    whole = arms.run_command
+    whole = launch.run_command
 
     def run(command, folder, log_file, environment):
         if "eval" not in command:
@@ -244,7 +243,7 @@ def test_figure_3_scores_its_settings_under_their_own_names(tmp_path, commands, 
         out = Path(command[command.index("--out") + 1])
         return make_scores(out, dict.fromkeys(MATH, 10 + 1e5 * float(rate) + int(size) / 64))
 
-    monkeypatch.setattr(arms, "run_command", run)
+    monkeypatch.setattr(launch, "run_command", run)
     figure3.main(["--out", str(tmp_path), "--ranks", "1"])
     by_rate, by_size = figure_of(tmp_path)["panels"]
     assert by_rate["curves"]["DFT"]["percent"] == pytest.approx([10 + 1e5 * x + 4 for x in (1e-5, 5e-5, 1e-4, 2e-4)])
