@@ -107,17 +107,20 @@ def _fingerprint(questions: Sequence[Question]) -> str:
 
 
 def _model_hash(model: str, backend: str) -> str | None:
-    """Hash of the names and bytes of all files that decide what the model says; None for a model that answered
-    elsewhere and is not on this machine."""
-    from dft_mm.model.load import resolve
+    """Hash of the names and bytes of all files that decide what the model says, of an adapter's base too; None for a
+    model that answered elsewhere and is not on this machine."""
+    from dft_mm.model.load import adapter_base, resolve
 
     if backend in ("openai", "replay") and not (Path(model) / "config.json").is_file():
         return None
-    folder = resolve(model)
+    folders = [resolve(model)]
+    if base := adapter_base(folders[0]):
+        folders.append(resolve(base))
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _HASHED for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    for folder in folders:
+        for path in sorted({path for pattern in _HASHED for path in folder.glob(pattern)}):
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
     return digest.hexdigest()
 
 

@@ -158,6 +158,18 @@ def test_another_evaluation_in_the_same_folder_is_refused(sums, model, tmp_path)
         evaluate(_suite(benchmark), model, out, replay=changed)
 
 
+def test_another_base_below_the_same_adapter_is_another_model(sums, model, tmp_path):
+    adapter = shutil.copytree(model, tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    replay = _answers(tmp_path / "a.jsonl", [_answer(str(n), r"\boxed{2}") for n in range(1, 8)])
+    suite, out = _suite({"task": "gsm8k", "data": str(sums)}), tmp_path / "out"
+    first = evaluate(suite, adapter, out, replay=replay)
+    assert evaluate(suite, adapter, out, replay=replay) == first
+    (model / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"model\.sha256"):
+        evaluate(suite, adapter, out, replay=replay)
+
+
 def test_changed_generations_are_noticed(sums, model, tmp_path):
     replay = _answers(tmp_path / "a.jsonl", [_answer(str(n), r"\boxed{2}") for n in range(1, 8)])
     suite, out = _suite({"task": "gsm8k", "data": str(sums)}), tmp_path / "out"
