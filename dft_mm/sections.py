@@ -80,6 +80,15 @@ def load_section(cls: type[SectionT], path: str | Path, overrides: Sequence[str]
         raise InputError(f"{path}: " + "\n".join(lines)) from None
 
 
+def with_defaults(cls: type[SectionT], values: Any) -> Any:
+    """Values that a section was written with, and the defaults of keys that came after that: these say what was done
+    then. Values that a section of today would not take come back as they are."""
+    try:
+        return cls.model_validate(values).model_dump(mode="json")
+    except ValidationError:
+        return values
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted or override.startswith("-"):

@@ -104,7 +104,8 @@ def study_of_arms(
         load_recipe(recipe, [*overrides, *arm.changes])
     # Further seeds are welcome.
     told = {"recipe": base.model_dump(mode="json"), "suite": study.suite.model_dump(mode="json")}
-    claim(out, "study", told | {"arms": {arm.name: list(arm.changes) for arm in arms}})
+    told["arms"] = {arm.name: list(arm.changes) for arm in arms}
+    claim(out, "study", told, {"recipe": Recipe, "suite": Suite})
     return study
 
 

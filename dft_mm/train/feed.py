@@ -116,7 +116,7 @@ def _tell_missing_pictures(recipe: Recipe, train: Dataset) -> None:
         if source.images and own.any() and not train.patches[own].any():
             log.warning(
                 "%s: none of its %d rows has a picture, though `images` is given; is their column called image, images "
-                "or image_path? Other names: format: columns (see README, Data)",
+                "or image_path? Other names: format: columns (see docs/formats.md)",
                 source.path, int(own.sum()),
             )  # fmt: skip
 

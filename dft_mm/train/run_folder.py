@@ -21,7 +21,7 @@ from dft_mm.config import Recipe
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.lock import locked
-from dft_mm.sections import read_text, to_yaml
+from dft_mm.sections import read_text, to_yaml, with_defaults
 
 State = Literal["running", "finished", "stopped", "failed"]
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "pillow", "tokenizers", "numpy")
@@ -90,12 +90,19 @@ def locked_run(folder: Path) -> AbstractContextManager[Path]:
 
 
 def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any], accept_changes: bool = False) -> None:
-    """Write what the run is; InputError when the folder cannot be written, or holds checkpoints of another recipe that
-    `accept_changes` does not allow for.
+    """Write what the run is, unless it is finished; InputError when the folder cannot be written, or is a run of another
+    recipe: a finished one, or one with checkpoints, as long as `accept_changes` does not allow for it.
     """
     known = folder / "recipe.yaml"
-    if known.is_file() and any((folder / "checkpoints").glob("step-*")):
-        changed = _changes(_with_defaults(known), recipe.model_dump(mode="json"))
+    finished = state_of(folder) == "finished"
+    if known.is_file() and (finished or any((folder / "checkpoints").glob("step-*"))):
+        before = with_defaults(Recipe, yaml.safe_load(read_text(known, "recipe")))
+        changed = _changes(before, recipe.model_dump(mode="json"))
+        if changed and finished:
+            raise InputError(
+                f"{folder} is finished, with another recipe; changed: {'; '.join(changed)}. Give the run another name or "
+                f"output; to train on from this one's result, also model.path={folder / 'export'}"
+            )
         if changed and not accept_changes:
             raise InputError(
                 f"{folder} holds checkpoints of another recipe; changed: {'; '.join(changed)}. Give the run another "
@@ -105,6 +112,8 @@ def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any], accept_
             log.warning("%s goes on with another recipe: %s", folder, "; ".join(changed))
             with (folder / "changes.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": _now(), "changed": changed}) + "\n")
+    if finished:  # its files say how it was made
+        return
     try:
         write_atomically(known, to_yaml(recipe))
         write_atomically(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
@@ -113,15 +122,6 @@ def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any], accept_
         raise InputError(
             f"output: {folder} cannot be written ({error.strerror}); make room or mend it, or give another `output`"
         ) from error
-
-
-def _with_defaults(path: Path) -> dict[str, Any]:
-    """The recipe of a run; keys that came after it was begun have their defaults, which say what it did."""
-    values = yaml.safe_load(read_text(path, "recipe"))
-    try:
-        return Recipe.model_validate(values).model_dump(mode="json")
-    except ValueError:  # a key of it is no more: the comparison says which
-        return values
 
 
 def _now() -> str:

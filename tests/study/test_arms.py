@@ -138,6 +138,19 @@ def test_a_folder_holds_one_study(recipe, commands):
         study(recipe, out="full")
 
 
+def test_a_study_goes_on_after_its_recipe_and_suite_have_got_new_keys(recipe, commands):
+    study(recipe)
+    claimed = recipe.parent / "study/study.json"
+    told = json.loads(claimed.read_text())
+    del told["recipe"]["optim"]["eps"], told["suite"]["sampling"]["top_p"]
+    claimed.write_text(json.dumps(told))
+    study(recipe)
+    told["recipe"]["optim"]["lr"] = 1.0
+    claimed.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="made otherwise"):
+        study(recipe)
+
+
 def test_a_wrong_value_is_told_before_anything_is_trained(recipe, commands):
     with pytest.raises(InputError, match=r"loss\.name.*got 'dftt'"):
         study(recipe, vary=("loss.name=sft,dftt",))

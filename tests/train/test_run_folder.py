@@ -56,6 +56,17 @@ def test_another_recipe_may_be_accepted_and_is_written_down(tmp_path):
     open_run(tmp_path, recipe(optim={"lr": 2.0}), {})
 
 
+def test_a_finished_run_stays_as_it_was_made(tmp_path):
+    open_run(tmp_path, recipe(optim={"lr": 1.0}), {})
+    write_status(tmp_path, "finished", 7)
+    (tmp_path / "export").mkdir()
+    made = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    open_run(tmp_path, recipe(optim={"lr": 1.0}, train={"keep": 5}), {"later": 1})
+    with pytest.raises(InputError, match=r"is finished.*optim\.lr: 1\.0 -> 2\.0.*model\.path=.*export"):
+        open_run(tmp_path, recipe(optim={"lr": 2.0}), {}, accept_changes=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == made
+
+
 def test_a_key_that_came_after_the_run_was_begun_is_no_change(tmp_path):
     open_run(tmp_path, recipe(), {})
     (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
