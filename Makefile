@@ -30,8 +30,9 @@ $(VENV)/.browser: scripts/install_browser.sh | $(VENV)/.installed
 demo: install
 	$(RUN) -m dft_mm demo
 
+# Two files at a time; what the tests of a file share stays together.
 test: install $(VENV)/.browser
-	$(RUN) -m pytest -m "not long and not gpu and not docs"
+	$(RUN) -m pytest -m "not long and not gpu and not docs" --numprocesses 2 --dist loadfile
 
 # What the pages and examples/ tell to type, typed: five minutes.
 test-docs: install
