@@ -51,6 +51,11 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _add_overrides(verb: argparse.ArgumentParser, about: str) -> None:
+    # Without a default argparse would say that they are required.
+    verb.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=about)
+
+
 class _Parser(argparse.ArgumentParser):
     """Names the nearest word to one that is not known (argparse does so itself from Python 3.14 on)."""
 
@@ -81,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add_recipe(verb: argparse.ArgumentParser) -> None:
         verb.add_argument("recipe", type=Path, help="recipe file (YAML)")
-        verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
+        _add_overrides(verb, "settings instead of the recipe's")
 
     def add_backend(verb: argparse.ArgumentParser) -> None:
         verb.add_argument("--backend", help="hf (default), vllm, openai or replay")
@@ -165,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     names = "math, math_greedy, code, multimodal, games, games_pictures, smoke"
     verb.add_argument("suite", help=f"suite file, or a name: {names}")
-    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the suite's")
+    _add_overrides(verb, "settings instead of the suite's")
     verb.add_argument(
         "--model", required=True, help="Hugging Face folder, or builtin:tiny-vl; with --url or --replay just a name"
     )
@@ -206,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
         "--seeds 0,1,2 --out study\n  dft-mm compare --results runs/dft/eval/math runs/sft/eval/math --out comparison",
     )  # fmt: skip
     verb.add_argument("recipe", type=Path, nargs="?", help="recipe of all arms (YAML)")
-    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings instead of the recipe's")
+    _add_overrides(verb, "settings instead of the recipe's")
     verb.add_argument("--suite", help="suite file, or a name, to score the arms on")
     verb.add_argument(
         "--vary", action="append", metavar="section.key=A,B",

@@ -1,8 +1,9 @@
 """The recipe: one closed, frozen value that holds every setting of a run. Loading it has no side effects."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
@@ -147,8 +148,8 @@ class SourceConfig(Section):
     """FILE#NAME: the entry NAME of a LLaMA-Factory `dataset_info.json` says what the columns are, wherever the rows
     lie; for format `auto`. Default: the entry that names the file, in the one beside it."""
     images: str | None = None
-    """Folder that the rows' picture paths are relative to, and may not leave; default: the folder of `path`, its `images`
-    or the one above, where the first picture is."""
+    """Folder that the rows' picture paths are relative to, and may not leave; default: the folder of `path`, its
+    `images` or the one above, where the first picture is."""
     split: str = "train"
     """Split of a `datasets` folder or hub name that has several."""
     subset: str | None = None
@@ -282,6 +283,18 @@ class LogConfig(Section):
 
 
 class Recipe(Section):
+    elsewhere: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "learning_rate": "optim.lr", "lr_scheduler_type": "optim.schedule", "max_grad_norm": "optim.clip",
+            "per_device_train_batch_size": "optim.batch_size", "train_batch_size": "optim.batch_size",
+            "gradient_accumulation_steps": "train.micro_tokens", "num_train_epochs": "train.epochs",
+            "save_steps": "train.save_every", "eval_steps": "train.heldout_every",
+            "save_total_limit": "train.keep", "output_dir": "output", "run_name": "name", "report_to": "log.trackers",
+            "cutoff_len": "data.max_length", "max_seq_length": "data.max_length", "packing": "data.pack",
+            "dataset": "data.train", "dataloader_num_workers": "data.workers",
+            "model_name_or_path": "model.path", "attn_implementation": "model.attention", "torch_dtype": "model.dtype",
+        }
+    )  # fmt: skip
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run."""
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -2,9 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +19,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+    elsewhere: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """What other tools call a key: their word -> ours, with its sections."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -115,13 +118,15 @@ def _set(here: dict[str, Any], keys: list[str], value: Any, override: str) -> No
         raise InputError(f"{override!r}: {key!r} is a value, not a section, so it has no key {rest[-1]!r}")
 
 
-def _explain(cls: type[BaseModel], values: dict[str, Any], item: Any) -> str:
+def _explain(cls: type[Section], values: dict[str, Any], item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = list(_keys(cls))
         leaf = str(item["loc"][-1])
         # The same key in another section is a likelier slip than a like-sounding one in this section.
-        near = [key for key in known if _leaf(key) == leaf]
+        near = [key for key in known if _leaf(key) == leaf] or [
+            ours for theirs, ours in cls.elsewhere.items() if theirs == leaf
+        ]
         near = near or difflib.get_close_matches(re.sub(r"\.\d+", "", where), known, n=1, cutoff=0.6)
         if not near:
             leaves = difflib.get_close_matches(leaf, [_leaf(key) for key in known], n=1, cutoff=0.6)

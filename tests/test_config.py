@@ -90,6 +90,14 @@ def test_an_unknown_key_suggests_the_right_one(load, override, wrong, right):
     assert f"did you mean '{right}'?" in text
 
 
+def test_a_word_of_another_tool_suggests_what_it_is_called_here(load):
+    assert "did you mean 'data.max_length'?" in message(load, MINIMAL, "data.cutoff_len=9")
+    for word, key in Recipe.elsewhere.items():
+        assert f"did you mean '{key}'?" in message(load, MINIMAL, f"{word}=1")
+        section, _, leaf = key.rpartition(".")
+        assert leaf in (Recipe.model_fields[section].annotation if section else Recipe).model_fields
+
+
 def test_every_wrong_key_is_named_with_the_file(load):
     text = message(load, MINIMAL, "optim.lr=-1", "train.epochs=zero", "seeed=1")
     for word in ("recipe.yaml", "'optim.lr'", "-1", "'train.epochs'", "'zero'", "'seeed'"):

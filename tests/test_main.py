@@ -80,7 +80,7 @@ def test_inspect_gives_one_object_a_row_in_file_order(run):
 
 
 WRONG_RECIPES = {
-    "unknown key": (["optim.learning_rate=1"], ["optim.learning_rate", "did you mean"]),
+    "unknown key": (["optim.learning_rate=1"], ["optim.learning_rate", "did you mean 'optim.lr'?"]),
     "key in the wrong section": (["batch_size=8"], ["did you mean 'optim.batch_size'"]),
     "unknown format": (["data.train=[{path: x.jsonl, format: wethinc}]"], ["wethinc", "'wethink'"]),
     "missing data file": (["data.train=[{path: no/rows.jsonl, format: wethink}]"], ["no/rows.jsonl"]),

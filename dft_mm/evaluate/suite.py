@@ -66,7 +66,8 @@ def _check(bench: BenchmarkConfig) -> None:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown task {bench.task!r}; {hint}There are {', '.join(TASKS)}")
     task = TASKS[bench.task]
-    useless = bench.model_fields_set & {"prompt", "pictures", "instructions"} - task.takes
+    given = bench.model_dump(exclude_defaults=True).keys()  # a suite that was written whole says all defaults
+    useless = given & {"prompt", "pictures", "instructions"} - task.takes
     if useless:
         raise ValueError(f"benchmark {bench.key}: task {bench.task} has no {', '.join(sorted(useless))}")
     if bench.judge_kind not in task.judges:
