@@ -8,6 +8,7 @@ A block's info string is its language and words behind it that no page shows:
     python          run, in the page's folder; `fragment`, `hub`: compiled
     yaml            a recipe, or a part of one; `suite`; `llamafactory`: a training file of theirs
     json            one object, or one a line; `layout=NAME`: rows of this layout
+    console         wrong input and what is said to it: typed, and compared
     text            nothing
     file=NAME       (any) written into the page's folder, where the page tells its reader to save it
 """
@@ -22,7 +23,7 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPO / "docs").gl
 NOT_RUN = {"gpus", "hub", "cluster", "install"}
 KNOWN = {
     "bash": NOT_RUN | {"long"}, "python": {"fragment", "hub", "file"}, "yaml": {"suite", "llamafactory", "file"},
-    "json": {"layout", "file"}, "text": set(), "{generated}": set(), "{toctree}": set(),
+    "json": {"layout", "file"}, "text": set(), "console": set(), "{generated}": set(), "{toctree}": set(),
 }  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def refuse(manifest: dict[str, Any], bad_rows: float, folder: Path) -> None:
         left = ", ".join(
             f"{source['path']}: {source['rows']} rows, {source['too_long']} too long" for source in sources
         )
-        raise InputError(f"no row is left to learn from ({left}); see {quarantine}, or raise data.max_length")
+        raise InputError(f"no row is left to learn from ({left}); raise data.max_length, or see {quarantine}")
 
 
 def _first_refused(quarantine: Path, file: str | None = None) -> list[str]:
