@@ -32,7 +32,7 @@ demo: install
 
 # Two files at a time; what the tests of a file share stays together.
 test: install $(VENV)/.browser
-	$(RUN) -m pytest -m "not long and not gpu and not docs" --numprocesses 2 --dist loadfile
+	$(RUN) -m pytest -m "not long and not gpu and not docs" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What the pages and examples/ tell to type, typed: five minutes.
 test-docs: install

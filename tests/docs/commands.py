@@ -17,7 +17,7 @@ from dft_mm.config import load_recipe
 from dft_mm.evaluate.suite import load_suite
 
 LAUNCHERS = {"one_node.sh", "hostfile.sh", "slurm.sh"}
-NOTHING_TO_CHECK = {"source", "cd", "git", "export"}
+NOTHING_TO_CHECK = {"source", "cd", "git", "export", "mkdir"}
 PLACEHOLDER = "RECIPE.yaml"
 
 
