@@ -86,9 +86,9 @@ def _manifest(work: Work, model: str, source: Backend, questions: Questions) -> 
     packages = work.packages | ({"torch", "transformers"} if source.settings["name"] == "hf" else set())
     return {
         **work.about,
-        "model": {"path": model, "sha256": _model_hash(model, source.settings["name"])},
+        "model": {"path": model, "sha256": model_hash(model, source.settings["name"])},
         "backend": source.settings,
-        "data_sha256": {name: _fingerprint(asked) for name, asked in questions.items()},
+        "data_sha256": {name: fingerprint(asked) for name, asked in questions.items()},
         "versions": {
             "dft_mm": dft_mm.__version__,
             "python": platform.python_version(),
@@ -97,7 +97,7 @@ def _manifest(work: Work, model: str, source: Backend, questions: Questions) -> 
     }
 
 
-def _fingerprint(questions: Sequence[Question]) -> str:
+def fingerprint(questions: Sequence[Question]) -> str:
     """Hash of everything that decides prompts and grades. Where pictures lie does not; the pictures count elsewhere."""
     rows = [
         [each.id, each.messages, each.gold, each.images, each.completion, each.stop, dict(each.about)]
@@ -106,7 +106,7 @@ def _fingerprint(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def _model_hash(model: str, backend: str) -> str | None:
+def model_hash(model: str, backend: str) -> str | None:
     """Hash of the names and bytes of all files that decide what the model says, of an adapter's base too; None for a
     model that answered elsewhere and is not on this machine."""
     from dft_mm.model.load import adapter_base, resolve

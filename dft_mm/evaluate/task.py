@@ -99,5 +99,7 @@ class Task:
     """Keys of a benchmark's entry beside task, data, name, limit, judge and split that it understands."""
     versions: Sequence[str] = ()
     """Distributions whose versions decide its scores."""
+    local: Callable[[BenchmarkConfig], BenchmarkConfig | None] = lambda bench: bench if bench.data else None
+    """The entry with which `load` has them again without another machine; None where they are not on this one."""
     ready: Callable[[Sequence[Question], bool], None] = lambda questions, unsafe_exec: None
     """Raises InputError when such questions cannot be scored on this machine; asked before anything is generated."""

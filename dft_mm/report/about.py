@@ -28,8 +28,6 @@ def about_run(run: Run) -> dict[str, Any]:
         "model": recipe["model"]["path"],
         "data": ", ".join(source["path"] for source in recipe["data"]["train"]),
         "state": run.status.get("state", "no status yet"),
-        "reason": run.status.get("reason", ""),
-        "notes": run.status.get("notes", []),
         "step": last.get("step", run.status.get("step")),
         "done": _done(recipe["train"], last),
         "seen": _last_sign(run),
@@ -48,10 +46,10 @@ def about_run(run: Run) -> dict[str, Any]:
 
 
 def _done(train: Mapping[str, Any], last: Mapping[str, Any]) -> float | None:
-    """Share of the steps that are done."""
-    if train.get("max_steps") and "step" in last:
-        return min(1.0, last["step"] / train["max_steps"])
-    return min(1.0, last["epoch"] / train["epochs"]) if train.get("epochs") and "epoch" in last else None
+    """Share of the steps that are done. A run ends at the first of its bounds."""
+    bounds = (("step", "max_steps"), ("epoch", "epochs"))
+    shares = [last[key] / train[bound] for key, bound in bounds if train.get(bound) and key in last]
+    return min(1.0, max(shares)) if shares else None
 
 
 def _last_sign(run: Run) -> str | None:

@@ -17,7 +17,7 @@ def verdict(row: Row, a: str, b: str) -> str:
 
 
 def in_words(row: Row) -> str:
-    """A row of a study's comparison as one sentence, in percentage points, without its full stop."""
+    """A row with `a` and `b`, what the two are called, as one sentence, in percentage points, without its full stop."""
     low, high = (100 * bound for bound in row["ci95"])
     return (
         f"{row['benchmark']}, {row['metric']}: {row['a']} - {row['b']} = {100 * row['difference']:+.1f} points "

@@ -1,8 +1,10 @@
 """Questions with their pictures and every model's answer, to read and to filter."""
 
 import base64
+import hashlib
 import io
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,10 @@ BYTES = 2_500_000
 LONGEST_TEXT = 2000
 """Characters of a question or an answer."""
 _LONGEST_SIDE = 320
+_LONGEST_REASON = 300
+# What a manifest of another version, its task, or a storage that cannot be written to may lead to: the scores stand
+# without the questions, and the page says why they are not there.
+_FOREIGN = (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Answer:
 @dataclass(frozen=True)
 class Example:
     benchmark: str
+    data_sha256: str | None
+    """Of all questions that this one was asked with."""
     id: str
     problem: str
     length: int
@@ -53,14 +61,16 @@ class Example:
     def size(self) -> int:
         """About how many bytes it is on the page."""
         texts = [self.problem, *(answer.text for answer in self.answers)]
-        return 400 * (1 + len(self.answers)) + sum(len(each or "") for each in (*self.pictures, *texts))
+        told = ((each or "").encode(errors="replace") for each in (*self.pictures, *texts))
+        return 400 * (1 + len(self.answers)) + sum(map(len, told))
 
 
 @dataclass(frozen=True)
 class Shown:
-    """How the examples of a benchmark were chosen."""
+    """How examples were chosen among the questions that some models were asked as one benchmark."""
 
     benchmark: str
+    models: tuple[str, ...]
     total: int
     spread: int
     """Examples by their place in the file, evenly spread."""
@@ -68,8 +78,8 @@ class Shown:
     """Questions on which the models' answers differ in being right."""
     more: int
     """Examples of these beside the spread ones."""
-    prompts: bool
-    """The file of questions is gone; what is shown is what the models were asked."""
+    missing: str
+    """Why the questions themselves cannot be shown, but only what the models were asked; empty where they can."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,11 @@ class Examples:
     """Some questions have several answers of each model."""
     shown: tuple[Shown, ...]
     examples: tuple[Example, ...]
+
+    def key(self, example: Example, answer: Answer) -> str:
+        """The same for an answer wherever on the page it stands, and another for each."""
+        told = [example.benchmark, example.data_sha256, example.id, self.models[answer.model]]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def differing(self) -> list[tuple[int, int, int]]:
         """(model, other, examples that the first one has right more often), where there are some."""
@@ -103,13 +118,14 @@ def read_examples(results: Sequence[Results], most: int = MOST, most_bytes: int 
     """Some questions of each benchmark: half of them evenly spread, half of them such on which the models differ."""
     models = tuple(dict.fromkeys(result.label for result in results))
     given = [_read(result, models.index(result.label)) for result in results]
-    names = list(dict.fromkeys(name for result in results for name in result.benchmarks))
+    # Two files may call their questions alike; answers stand side by side only where all questions are the same.
+    sets = list(dict.fromkeys((name, _hash(result, name)) for result in results for name in result.benchmarks))
     shown, examples = [], []
-    for left, benchmark in zip(range(len(names), 0, -1), names):
+    for left, (benchmark, digest) in zip(range(len(sets), 0, -1), sets):
         # What one benchmark does not use is left to the next.
         room = most_bytes - sum(each.size for each in examples)
-        asked = [each for each in given if benchmark in each.answers]
-        told, chosen = _of_benchmark(benchmark, asked, (most - len(examples)) // left, room // left)
+        asked = [each for each in given if benchmark in each.answers and _hash(each.result, benchmark) == digest]
+        told, chosen = _of_set(benchmark, digest, asked, (most - len(examples)) // left, room // left)
         if told:
             shown.append(told)
             examples += chosen
@@ -117,11 +133,15 @@ def read_examples(results: Sequence[Results], most: int = MOST, most_bytes: int 
     return Examples(models, several, tuple(shown), tuple(examples))
 
 
-def _of_benchmark(
-    benchmark: str, asked: Sequence[_Given], most: int, most_bytes: int
+def _hash(result: Results, benchmark: str) -> str | None:
+    return result.manifest.get("data_sha256", {}).get(benchmark)
+
+
+def _of_set(
+    benchmark: str, digest: str | None, asked: Sequence[_Given], most: int, most_bytes: int
 ) -> tuple[Shown | None, list[Example]]:
     answers = {each.model: each.answers[benchmark] for each in asked}
-    known = next((found for each in asked if (found := _questions(each.result, benchmark))), None)
+    known, missing = _known(benchmark, digest, asked)
     questions = [
         question
         for question in known or (asked[0].prompts[benchmark] if asked else [])
@@ -131,7 +151,7 @@ def _of_benchmark(
     chosen: dict[int, Example] = {}
     spread = size = 0
     for place, is_spread in _turns(len(questions), differing):
-        example = _example(benchmark, questions[place], answers)
+        example = _example(benchmark, digest, questions[place], answers)
         if len(chosen) >= most or size + example.size > most_bytes:
             break
         chosen[place] = example
@@ -139,7 +159,8 @@ def _of_benchmark(
         size += example.size
     if not chosen:
         return None, []
-    told = Shown(benchmark, len(questions), spread, len(differing), len(chosen) - spread, known is None)
+    models = tuple(dict.fromkeys(each.result.label for each in asked))
+    told = Shown(benchmark, models, len(questions), spread, len(differing), len(chosen) - spread, missing)
     return told, [chosen[place] for place in sorted(chosen)]
 
 
@@ -169,32 +190,55 @@ def _differ(answers: Mapping[int, Mapping[str, Answer]], question: str) -> bool:
     return len({answer.right / answer.samples for answer in given}) > 1
 
 
-def _example(benchmark: str, question: Question, answers: Mapping[int, Mapping[str, Answer]]) -> Example:
+def _example(
+    benchmark: str, digest: str | None, question: Question, answers: Mapping[int, Mapping[str, Answer]]
+) -> Example:
     parts = [part for message in question.messages for part in message["content"] if message["role"] != "system"]
     problem = "\n".join(part["text"] for part in parts if part["type"] == "text")
     return Example(
-        benchmark, question.id, problem[:LONGEST_TEXT], len(problem), question.gold,
+        benchmark, digest, question.id, problem[:LONGEST_TEXT], len(problem), question.gold,
         tuple(_picture(image, Path(question.image_root)) for image in question.images),
         tuple(given[question.id] for given in answers.values() if question.id in given),
     )  # fmt: skip
 
 
-def _questions(result: Results, benchmark: str) -> list[Question] | None:
-    """The questions, from the file that the results' manifest names."""
+def _known(benchmark: str, digest: str | None, asked: Sequence[_Given]) -> tuple[list[Question], str]:
+    """The questions that the models were asked; or none, and why not."""
+    why = "" if digest else "the manifest does not say which they were"
+    for each in asked if digest else ():
+        try:
+            questions = _questions(each.result, benchmark)
+        except InputError as error:
+            why = str(error)
+        except _FOREIGN as error:
+            why = f"{type(error).__name__}: {error}"
+        else:
+            from dft_mm.evaluate.answering import fingerprint  # brings torch along, as TASKS does
+
+            if fingerprint(questions) == digest:
+                return questions, ""
+            return [], "they are not those that were asked: their file has changed, or this version puts them otherwise"
+    return [], " ".join(why.split())[:_LONGEST_REASON]
+
+
+def _questions(result: Results, benchmark: str) -> list[Question]:
+    """The questions, from the file that the results' manifest names. Raises InputError where there is none here, and
+    _FOREIGN."""
     entries = result.manifest.get("suite", {}).get("benchmarks", [])
     entry = next((each for each in entries if (each["name"] or each["task"]) == benchmark), None)
     if entry is None:
-        return None
+        raise InputError(f"{result.folder} does not say where they are from")
     path = locate(entry["data"], result.folder) if entry["data"] else None
     if entry["data"] and path is None:
-        return None
+        raise InputError(f"{entry['data']} is gone")
     from dft_mm.evaluate.tasks.registry import TASKS  # brings torch along, which takes seconds
 
     bench = BenchmarkConfig.model_validate(entry | {"data": None if path is None else str(path)})
-    try:
-        return TASKS[bench.task].load(bench, result.folder / "work" / benchmark)
-    except InputError:  # the file is another one by now; the scores stand without it
-        return None
+    task = TASKS[bench.task]
+    bench = task.local(bench)
+    if bench is None:
+        raise InputError("they are not on this machine")
+    return task.load(bench, result.folder / "work" / benchmark)
 
 
 def _read(result: Results, model: int) -> _Given:

@@ -159,19 +159,23 @@
 
   let version = null;
   async function update() {
-    const line = document.querySelector(".live");
+    let answer, text;
     try {
-      const answer = await fetch(location.pathname, { cache: "no-cache" });
-      const text = await answer.text();
-      const tag = answer.headers.get("ETag");
-      if (answer.ok && tag !== version) {
-        version = tag;
-        replaceParts(new DOMParser().parseFromString(text, "text/html"));
-      }
-      if (line.textContent !== line.dataset.on) line.textContent = line.dataset.on;
+      answer = await fetch(location.pathname, { cache: "no-cache" });
+      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      text = await answer.text();
     } catch {
-      if (line.textContent !== line.dataset.off) line.textContent = line.dataset.off;
+      return tell("off");
     }
+    const tag = answer.headers.get("ETag");
+    if (tag !== version) replaceParts(new DOMParser().parseFromString(text, "text/html"));
+    version = tag;
+    tell("on");
+  }
+
+  function tell(state) {
+    const line = document.querySelector(".live");
+    if (line.textContent !== line.dataset[state]) line.textContent = line.dataset[state];
   }
 
   const every = Number(document.body.dataset.every ?? 0);

@@ -59,13 +59,11 @@ def render(
     intro: Sequence[str] = (),
     add: AddRows = lambda table: table,
     every_ms: int = 0,
-    problem: str = "",
 ) -> str:
     """The page as text.
 
     Args:
         every_ms: how often it asks the server that it came from for news; 0: never, and it may not.
-        problem: why what it shows is not the newest.
     """
     runs, results = found.runs, found.results
     script = (_HERE / "page.js").read_text(encoding="utf-8")
@@ -76,19 +74,22 @@ def render(
     headlines = [headline(a, b, rows) for each in found.comparisons for (a, b), rows in pairs(each.rows).items()]
     plots = {"curves": curve_plots(runs), "heat_maps": heat_maps(runs), "histograms": histograms(runs)}
     data = data_of(runs)
-    parts = [
-        ("overview", "Overview", True), ("training", "Training", plots["curves"]),
-        ("probabilities", "Token probabilities", plots["heat_maps"] or plots["histograms"]),
-        ("scores", "Scores", results), ("comparison", "Comparison", found.comparisons),
-        ("examples", "Examples", examples.examples), ("data", "Data", data),
-        ("recipes", "Recipe and environment", runs or results),
-    ]  # fmt: skip
+    parts = {
+        "overview": ("Overview", True),
+        "training": ("Training", plots["curves"]),
+        "probabilities": ("Token probabilities", plots["heat_maps"] or plots["histograms"]),
+        "scores": ("Scores", results),
+        "comparison": ("Comparison", found.comparisons),
+        "examples": ("Examples", examples.examples),
+        "data": ("Data", data),
+        "recipes": ("Recipe and environment", runs or results),
+    }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dft_mm.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html.jinja").render(
-        title=title, intro=intro, every=every_ms, problem=problem, parts=parts, policy=_policy(script, every_ms > 0),
+        title=title, intro=intro, every=every_ms, parts=parts, policy=_policy(script, every_ms > 0),
         style=(_HERE / "page.css").read_text(encoding="utf-8"), script=script,
         troubles=_troubles(runs), headlines=headlines[:_HEADLINES], headlines_left=len(headlines[_HEADLINES:]),
         uncompared=not found.comparisons and _share_a_benchmark(results),

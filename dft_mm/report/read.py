@@ -55,7 +55,6 @@ class Results:
 class Comparison:
     """What a compare.json says."""
 
-    folder: Path
     rows: list[dict[str, Any]]
     """With `a` and `b`, what the two are called, in each."""
     not_compared: list[str]
@@ -93,9 +92,20 @@ def read_paths(paths: Sequence[Path], wait: bool = False) -> Found:
 def stamps(paths: Sequence[Path]) -> dict[str, tuple[int, int]]:
     """Time and size of every file that `read_paths` would read: where they are equal, so is what it returns."""
     own = ("recipe.yaml", "STATUS.json", "metrics.jsonl", "environment.json", "data/manifest.json", "eval/*/*.json")
-    names = [*own, *(f"runs/*/{name}" for name in own), "results.json", "compare.json"]
-    files = (file for path in paths for name in names for file in sorted(path.glob(name)))
+    names = [*own, *(f"runs/*/{name}" for name in own), "results.json", "manifest.json", "compare.json", "study.json"]
+    folders = (folder for path in paths for folder in (path, *_compared(path)))
+    files = (file for folder in folders for name in names for file in sorted(folder.glob(name)))
     return {str(file): stamp for file in files if (stamp := _stamp(file))}
+
+
+def _compared(path: Path) -> list[Path]:
+    """Folders that a comparison names, where it is one. What is wrong with its file, reading it says."""
+    try:
+        told = _json(path / "compare.json")
+        found = [locate(told[side], path) for side in ("a", "b") if side in told]
+    except (InputError, TypeError):
+        return []
+    return [folder for folder in found if folder]
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -158,7 +168,7 @@ def _add_comparison(folder: Path, found: Found) -> None:
     labels = [_label(side) if side else name for side, name in zip(folders, sides)]
     names = labels if labels[0] != labels[1] else sides
     rows = [{"a": names[0], "b": names[1]} | row for row in told["comparisons"]]
-    found.comparisons.append(Comparison(folder, rows, told.get("not_compared", []), told.get("notes", [])))
+    found.comparisons.append(Comparison(rows, told.get("not_compared", []), told.get("notes", [])))
 
 
 def _results_at(path: str, near: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import html
 import ipaddress
 import socket
 import socketserver
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 from dft_mm.errors import InputError
 from dft_mm.report.examples import Examples, read_examples
-from dft_mm.report.page import TITLE, AddRows, encoded, render
+from dft_mm.report.page import AddRows, encoded, render
 from dft_mm.report.read import Found, read_paths, stamps
 
 HOST, PORT = "127.0.0.1", 7870
@@ -42,14 +43,17 @@ class _Content(NamedTuple):
 class LivePage:
     """The page of some paths, nearly as new as their files. `version` may be called from several threads."""
 
-    def __init__(self, paths: Sequence[Path], title: str = TITLE, add: AddRows = lambda table: table) -> None:
+    def __init__(self, paths: Sequence[Path], add: AddRows = lambda table: table) -> None:
         """Raises InputError for a path that is not there, or is damaged."""
-        self._paths, self._title, self._add = paths, title, add
+        self._paths, self._add = paths, add
         self._making = threading.Lock()
+        start = time.monotonic()
         self._stamps = stamps(paths)
         self._content: _Content | None = None
         self._content = self._read()
-        self._version = self._make("")
+        self._page = self._make(self._content)
+        self._version = _version(self._page)
+        self._rest(start)
 
     def version(self) -> Version:
         """The newest that is made, at once; asking is what has the next one made, when that is due."""
@@ -58,21 +62,30 @@ class LivePage:
         return self._version
 
     def refresh(self) -> None:
-        """Make the page anew, if files changed and no other thread does. Where a file cannot be read just now, the page
-        says so and shows what was there before."""
+        """Make the page anew, if files changed and no other thread does. Where that fails, the page says why and shows
+        what was there before."""
         if not self._making.acquire(blocking=False):
             return
+        start = time.monotonic()
         try:
             if (now := stamps(self._paths)) != self._stamps:
-                problem = ""
-                try:
-                    self._content = self._read()
-                except InputError as error:
-                    problem = str(error)
-                self._version = self._make(problem)
-                self._stamps = now
+                self._stamps = now  # what cannot be read is tried again when it is another
+                content = self._read()
+                self._page = self._make(content)
+                self._content = content
+                self._version = _version(self._page)
+        except InputError as error:
+            self._version = _version(self._page, str(error))
+        except Exception as error:  # another version's files, a storage that is gone: runs go on, and so does the page
+            self._version = _version(self._page, f"{type(error).__name__}: {error}")
         finally:
+            self._rest(start)
             self._making.release()
+
+    def _rest(self, start: float) -> None:
+        """Nothing is due for a while after work that began at `start`."""
+        end = time.monotonic()
+        self._not_before = end + _SHARE * (end - start)
 
     def _read(self) -> _Content:
         found = read_paths(self._paths, wait=True)
@@ -82,13 +95,17 @@ class LivePage:
             return _Content(found, self._content.examples, results)
         return _Content(found, read_examples(found.results), results)
 
-    def _make(self, problem: str) -> Version:
-        start = time.monotonic()
-        found, examples, _ = self._content
-        page = encoded(render(found, examples, self._title, (), self._add, _EVERY_MS, problem))
-        end = time.monotonic()
-        self._not_before = end + _SHARE * (end - start)
-        return Version(gzip.compress(page, 5), f'"{hashlib.sha256(page).hexdigest()[:32]}"')
+    def _make(self, content: _Content) -> str:
+        return render(content.found, content.examples, add=self._add, every_ms=_EVERY_MS)
+
+
+def _version(page: str, problem: str = "") -> Version:
+    """A page; `problem`: why it is not the newest. That is put into a page that is there, since it may be drawing one
+    that failed."""
+    if problem:
+        page = page.replace("</footer>", f" Since then: {html.escape(problem)}</footer>")
+    body = encoded(page)
+    return Version(gzip.compress(body, 5), f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
 def serve(page: LivePage, host: str = HOST, port: int | None = None) -> ThreadingHTTPServer:

@@ -17,7 +17,7 @@ import yaml
 from dft_mm import __version__
 from dft_mm.config import Recipe
 from dft_mm.dist import log
-from dft_mm.report.comparison import verdict
+from dft_mm.report.comparison import in_words
 from dft_mm.report.page import write_report
 from dft_mm.report.read import read_results
 from dft_mm.report.tables import print_table, score_table
@@ -179,11 +179,7 @@ def _comparison(out: Path) -> list[str]:
     pairs = [(read(_results_folder(out, "dft", suite)), read(_results_folder(out, "sft", suite))) for suite in SUITES]
     comparison = compare(pairs)
     write_comparison(comparison, out, "DFT", "SFT")
-    return [
-        f"{row['benchmark']}: DFT - SFT = {100 * row['difference']:+.1f} points (DFT better on {row['a_only']} "
-        f"questions, SFT on {row['b_only']}, of {row['n']}; p = {row['p_adjusted']:.2g}): {verdict(row, 'DFT', 'SFT')}."
-        for row in comparison["comparisons"]
-    ]
+    return [f"{in_words({'a': 'DFT', 'b': 'SFT'} | row)}." for row in comparison["comparisons"]]
 
 
 def _intro(settings: Settings) -> list[str]:

@@ -8,6 +8,9 @@ import yaml
 from PIL import Image
 
 from dft_mm.config import Recipe
+from dft_mm.evaluate.answering import fingerprint
+from dft_mm.evaluate.benchmark import BenchmarkConfig
+from dft_mm.evaluate.tasks.registry import TASKS
 
 
 def _write_lines(path, rows):
@@ -144,7 +147,8 @@ def _results_of(questions):
         results = {"suite": "digits", "model": "m", "benchmarks": {benchmark: entry}}
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
         bench = {"task": "digits", "name": benchmark, "data": str(questions), "limit": None, "judge": "rule"}
-        manifest = {"suite": {"name": "digits", "benchmarks": [bench]}}
+        asked = TASKS["digits"].load(BenchmarkConfig.model_validate(bench), folder)
+        manifest = {"suite": {"name": "digits", "benchmarks": [bench]}, "data_sha256": {benchmark: fingerprint(asked)}}
         (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         return folder
 

@@ -233,6 +233,21 @@ def test_the_live_page_follows_its_runs_and_keeps_what_the_reader_chose(browser,
         assert browser.execute_script("return Math.round(window.scrollY)") == 700
         assert find(browser, ".live").text == "Live: this page follows the runs."
         assert set(requests_of(browser)) == {address_of(server)}
+        # A server that refuses is no server that follows; when it gives the page again, the page does so again.
+        names, server.names = server.names, set()
+        wait_for(browser, ".live", "No news from the server")
+        server.names = names
+        wait_for(browser, ".live", "Live")
+        # What goes wrong in the page itself is not said of the server.
+        browser.get_log("browser")
+        browser.execute_script(
+            "document.importNode = () => { document.title = 'a bug of the page'; throw new Error('a bug'); }"
+        )
+        with (runs[0] / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 42, "ce": 0.75}) + "\n")
+        page.refresh()
+        wait_for(browser, "title", "a bug of the page")
+        assert find(browser, ".live").text == "Live: this page follows the runs."
         server.shutdown()
-    wait_for(browser, ".live", "does not answer")
+    wait_for(browser, ".live", "No news from the server")
     browser.get_log("browser")

@@ -4,11 +4,14 @@ import html.parser
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from dft_mm.errors import InputError
+from dft_mm.report.about import about_run
 from dft_mm.report.page import write_report
+from dft_mm.report.read import read_run
 
 _VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -176,14 +179,51 @@ def test_data_shows_what_was_refused_and_why_once_for_all_runs(whole):
 def test_hostile_text_stays_text(write, make_run, make_results, questions):
     evil = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028\ud800"
     run = make_run("evil", model=evil, steps=0, state="failed", reason=evil)
-    make_results(run / "eval" / "digits", 20, text=evil + "{}")
     rows = [json.loads(line) | {"problem": evil} for line in questions.read_text().splitlines()]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_results(run / "eval" / "digits", 20, text=evil + "{}")
     page, text = write([run], title=evil, intro=[evil])
     assert page.tags.count("script") == 1 + text.count('<script type="application/json">')
     assert not [each for each in page.attributes if each[1].startswith("on")]
     assert sum("<script>alert(1)</script>" in text for text in page.text) >= 5
     assert page.unbalanced == []
+
+
+@pytest.mark.parametrize(
+    ("train", "last", "done"),
+    [
+        ({"epochs": 1, "max_steps": 1000}, {"step": 50, "epoch": 1.0}, 1),
+        ({"epochs": 3, "max_steps": 10}, {"step": 10, "epoch": 0.1}, 1),
+        ({"epochs": 2, "max_steps": None}, {"step": 50, "epoch": 0.5}, 0.25),
+        ({"epochs": 2, "max_steps": None}, {}, None),
+    ],
+)
+def test_a_run_is_done_at_the_first_of_its_bounds(make_run, train, last, done):
+    run = read_run(make_run("a", steps=0))
+    recipe = run.recipe | {"train": run.recipe["train"] | train}
+    assert about_run(replace(run, recipe=recipe, metrics=[last] if last else []))["done"] == done
+
+
+def test_an_answer_has_the_same_id_wherever_it_stands(write, make_results, tmp_path):
+    def ids(text):
+        found = re.findall(
+            r'<h3>(pairs|writers), (q\d+)</h3>|<details id="(answer-.*?)"><summary>.*?</span> (\w+):', text
+        )
+        where, ids = None, {}
+        for benchmark, question, answer, model in found:
+            if benchmark:
+                where = benchmark, question
+            else:
+                ids[*where, model] = answer
+        return ids
+
+    other = make_results(tmp_path / "other", 20, benchmark="pairs")
+    mine = make_results(tmp_path / "mine", 20)
+    before = ids(write([mine])[1])
+    after = ids(write([other, mine])[1])
+    assert len(before) == 40
+    assert len(set(after.values())) == 80
+    assert before.items() <= after.items()
 
 
 def test_a_run_that_failed_says_why_before_all_else(write, make_run):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dft_mm.errors import InputError
-from dft_mm.report.read import read_lines, read_paths, read_run
+from dft_mm.report.read import read_lines, read_paths, read_run, stamps
 
 
 def test_a_run_brings_its_own_scores(make_run, make_results):
@@ -62,6 +62,26 @@ def test_a_study_brings_its_runs_in_the_order_of_its_arms_and_may_have_no_compar
     found = read_paths([tmp_path])
     assert [run.name for run in found.runs] == ["sft-s0", "dft-s0", "dft-s1", "a-s0"]
     assert found.comparisons == []
+
+
+def test_a_change_of_anything_that_is_read_is_seen(make_run, make_results, compare, tmp_path):
+    a, b = (make_results(tmp_path / "elsewhere" / name, 20) for name in ("a", "b"))
+    comparison = compare(tmp_path / "comparison", a, b)
+    study, run = tmp_path / "study", make_run("sft-s0")
+    (study / "runs").mkdir(parents=True)
+    run.rename(study / "runs/sft-s0")
+    (study / "study.json").write_text("{}")
+    paths = [comparison, study, a]
+    for file in (comparison / "compare.json", b / "results.json", a / "manifest.json", study / "study.json"):
+        before = stamps(paths)
+        with file.open("a") as more:
+            more.write(" ")
+        assert stamps(paths) != before, file
+
+
+def test_a_comparison_that_is_half_written_has_its_own_stamp(compare, tmp_path):
+    (compare(tmp_path, "a", "b") / "compare.json").write_text('{"a": ')
+    assert list(stamps([tmp_path])) == [str(tmp_path / "compare.json")]
 
 
 def test_models_of_one_name_are_told_apart(make_results, tmp_path):

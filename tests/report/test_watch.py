@@ -95,8 +95,57 @@ def test_a_damaged_file_leaves_what_was_there_and_is_named(make_run):
 
 def test_what_did_not_change_is_not_made_again(make_run, monkeypatch):
     page = LivePage([make_run("a", steps=0)])
-    monkeypatch.setattr(page, "_make", lambda problem: pytest.fail("made again"))
+    monkeypatch.setattr(page, "_read", lambda: pytest.fail("read again"))
+    before = page.version()
     page.refresh()
+    assert page.version() is before
+
+
+@pytest.mark.parametrize("what", ["_read", "_make"])
+def test_what_nobody_foresaw_leaves_what_was_there_and_is_told_once(make_run, monkeypatch, what):
+    monkeypatch.setattr("dft_mm.report.watch._SHARE", 10**6)  # nothing is made but by this test
+    run = make_run("a", steps=2)
+    page = LivePage([run])
+
+    def fails(*_):
+        raise PermissionError(13, "<Permission denied>")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(page, what, fails)
+        (run / "STATUS.json").write_text('{"state": "failed"}')
+        page.refresh()
+        told = text_of(page)
+        assert "Since then: PermissionError: [Errno 13] &lt;Permission denied&gt;</footer>" in told
+        assert "Cross-entropy by step" in told
+        page.refresh()
+        assert text_of(page) == told
+    (run / "STATUS.json").write_text('{"state": "finished"}')
+    page.refresh()
+    assert "Since then" not in text_of(page)
+
+
+def test_whatever_refreshing_comes_to_it_rests_ten_times_as_long(make_run, monkeypatch):
+    run = make_run("a", steps=0)
+    page = LivePage([run])
+
+    def fails():
+        time.sleep(0.2)
+        raise InputError("damaged")
+
+    monkeypatch.setattr(page, "_read", fails)
+    (run / "STATUS.json").write_text("{}")
+    page._not_before = 0.0
+    page.refresh()
+    assert page._not_before >= time.monotonic() + 1.9
+
+    def nothing_new(paths):
+        time.sleep(0.2)
+        return page._stamps
+
+    monkeypatch.setattr("dft_mm.report.watch.stamps", nothing_new)
+    page._not_before = 0.0
+    page.refresh()
+    assert page._not_before >= time.monotonic() + 1.9
 
 
 def test_asking_answers_at_once_and_has_the_next_page_made(make_run, monkeypatch):
@@ -105,7 +154,7 @@ def test_asking_answers_at_once_and_has_the_next_page_made(make_run, monkeypatch
     page._not_before = 0.0
     may_end = threading.Event()
     make = page._make
-    monkeypatch.setattr(page, "_make", lambda problem: may_end.wait(60) and make(problem))
+    monkeypatch.setattr(page, "_make", lambda content: may_end.wait(60) and make(content))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "ce": 9.25}) + "\n")
     before = page.version()
     assert page.version() is before  # while the next one is being made

@@ -59,6 +59,12 @@ def _score(answers: Sequence[Answer], scoring: Scoring) -> Scored:
 
 
 GAME_TASKS = {
-    name: Task(_load, _score, splits=game.splits, takes=frozenset({"prompt", "pictures", "instructions"}))
+    name: Task(
+        _load,
+        _score,
+        splits=game.splits,
+        takes=frozenset({"prompt", "pictures", "instructions"}),
+        local=lambda bench: bench,  # without a file they are made anew, and come out the same
+    )
     for name, game in GAMES.items()
 }

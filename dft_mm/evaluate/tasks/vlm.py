@@ -3,7 +3,7 @@
 from functools import partial
 
 from dft_mm.evaluate.task import Task
-from dft_mm.evaluate.vlmevalkit.questions import load
+from dft_mm.evaluate.vlmevalkit.questions import load, local
 from dft_mm.evaluate.vlmevalkit.scoring import score
 from dft_mm.evaluate.vlmevalkit.splits import SPLITS
 
@@ -17,6 +17,7 @@ VISUAL_MATHEMATICS = {
         splits=tuple(SPLITS[kind]),
         takes=frozenset(),  # prompts are VLMEvalKit's own
         versions=_VERSIONS,
+        local=local,
     )
     for kind in SPLITS
 }

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -42,6 +43,14 @@ def load(kind: str, bench: BenchmarkConfig, work: Path) -> list[Question]:
         _write_questions(kind, bench, split, path, folder)
     asked = json.loads(read_text(folder / "questions.json", "questions"))
     return [_question(row, split, digest, folder) for row in asked]
+
+
+def local(bench: BenchmarkConfig) -> BenchmarkConfig | None:
+    """The same without its judge, and with the official table where VLMEvalKit has downloaded it already."""
+    folder = os.environ.get("LMUData") or "~/LMUData"  # noqa: SIM112 (VLMEvalKit's own spelling)
+    table = Path(folder).expanduser() / f"{split_of(bench).table}.tsv"
+    data = bench.data or (str(table) if table.is_file() else None)
+    return bench.model_copy(update={"data": data, "judge": "rule"}) if data else None
 
 
 def _contact(bench: BenchmarkConfig, judge: EndpointJudge, key: str | None) -> None:
