@@ -147,8 +147,8 @@ class SourceConfig(Section):
     """FILE#NAME: the entry NAME of a LLaMA-Factory `dataset_info.json` says what the columns are, wherever the rows
     lie; for format `auto`. Default: the entry that names the file, in the one beside it."""
     images: str | None = None
-    """Folder that the rows' picture paths are relative to, and may not leave; default: the folder of `path`, its `images`
-    or the one above, where the first picture is."""
+    """Folder that the rows' picture paths are relative to, and may not leave; default: the folder of `path`, its
+    `images` or the one above, where the first picture is."""
     split: str = "train"
     """Split of a `datasets` folder or hub name that has several."""
     subset: str | None = None

@@ -90,8 +90,8 @@ def locked_run(folder: Path) -> AbstractContextManager[Path]:
 
 
 def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any], accept_changes: bool = False) -> None:
-    """Write what the run is, unless it is finished; InputError when the folder cannot be written, or is a run of another
-    recipe: a finished one, or one with checkpoints, as long as `accept_changes` does not allow for it.
+    """Write what the run is, unless it is finished; InputError when the folder cannot be written, or is a run of
+    another recipe: a finished one, or one with checkpoints, as long as `accept_changes` does not allow for it.
     """
     known = folder / "recipe.yaml"
     finished = state_of(folder) == "finished"
@@ -100,8 +100,8 @@ def open_run(folder: Path, recipe: Recipe, deepspeed: Mapping[str, Any], accept_
         changed = _changes(before, recipe.model_dump(mode="json"))
         if changed and finished:
             raise InputError(
-                f"{folder} is finished, with another recipe; changed: {'; '.join(changed)}. Give the run another name or "
-                f"output; to train on from this one's result, also model.path={folder / 'export'}"
+                f"{folder} is finished, with another recipe; changed: {'; '.join(changed)}. Give the run another name "
+                f"or output; to train on from this one's result, also model.path={folder / 'export'}"
             )
         if changed and not accept_changes:
             raise InputError(

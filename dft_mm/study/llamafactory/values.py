@@ -2,7 +2,6 @@
 counterpart.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dft_mm.config import LogConfig
-from dft_mm.errors import InputError
 from dft_mm.families import Family, family_of
-from dft_mm.sections import read_text
+from dft_mm.sections import read_json
 from dft_mm.study.llamafactory.refused import GPUS, LEFT_OUT, Refused
 
 
@@ -65,10 +63,7 @@ def _family(path: str, template: str | None) -> Family:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(read_text(path, "file"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    said = read_json(path, "file")
     return said if isinstance(said, dict) else {}
 
 
