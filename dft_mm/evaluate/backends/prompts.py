@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
 from dft_mm.data.images import ImageError, ImageSettings, image_grid
 from dft_mm.data.render import Renderer, RenderError
@@ -16,7 +15,7 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.content import completion_text, load_pictures
 from dft_mm.evaluate.requests import Request
 from dft_mm.evaluate.task import Question
-from dft_mm.model.load import Processing, load_processing
+from dft_mm.model.load import Processing, load_processing, read_config
 from dft_mm.sections import read_json
 
 
@@ -129,7 +128,7 @@ def _one_placeholder_each(ids: Sequence[int], image: int | None, merged: Sequenc
 
 def _context(folder: Path) -> int | None:
     """Most tokens of prompt and answer together; None where the config tells none."""
-    config = AutoConfig.from_pretrained(folder).get_text_config()
+    config = read_config(folder).get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return None
@@ -142,7 +141,7 @@ def _end_tokens(processing: Processing) -> set[int]:
     path = processing.folder / "generation_config.json"
     found = read_json(path, path.name).get("eos_token_id") if path.is_file() else None
     if found is None:
-        found = AutoConfig.from_pretrained(processing.folder).get_text_config().eos_token_id
+        found = read_config(processing.folder).get_text_config().eos_token_id
     ends = {found} if isinstance(found, int) else set(found or ())
     return ends | ({processing.tokenizer.eos_token_id} - {None})
 
