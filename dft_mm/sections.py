@@ -1,6 +1,7 @@
 """Closed, frozen groups of settings: what one is, and how it is read from YAML and written."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,15 @@ def read_text(path: Path, what: str, way_out: str = "") -> str:
         raise InputError(f"{what} not found: {path} (looked in {Path.cwd()}){way_out and f'; {way_out}'}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} cannot be read: {path}: {error}") from error
+
+
+def read_json(path: Path, what: str, way_out: str = "") -> Any:
+    """Such a file as JSON; raises InputError where it is none, too."""
+    text = read_text(path, what, way_out)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def load_section(cls: type[SectionT], path: str | Path, overrides: Sequence[str] = ()) -> SectionT:

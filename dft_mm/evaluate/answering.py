@@ -107,14 +107,15 @@ def fingerprint(questions: Sequence[Question]) -> str:
 
 
 def model_hash(model: str, backend: str) -> str | None:
-    """Hash of the names and bytes of all files that decide what the model says, of an adapter's base too; None for a
-    model that answered elsewhere and is not on this machine."""
-    from dft_mm.model.load import adapter_base, resolve
+    """Hash of the names and bytes of all files that decide what the model says; None for a model that answered
+    elsewhere and is not on this machine. A model that is asked here is an adapter's base, too."""
+    from dft_mm.model.load import adapter_base, is_model_folder, resolve
 
-    if backend in ("openai", "replay") and not (Path(model) / "config.json").is_file():
+    elsewhere = backend in ("openai", "replay")
+    if elsewhere and not is_model_folder(Path(model)):
         return None
     folders = [resolve(model)]
-    if base := adapter_base(folders[0]):
+    if not elsewhere and (base := adapter_base(folders[0])):
         folders.append(resolve(base))
     digest = hashlib.sha256()
     for folder in folders:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import ModelCardData, metadata_load
 
 import dft_mm
 from dft_mm.config import Recipe
+from dft_mm.dist import log
 from dft_mm.families import Family
 
 FILE = "README.md"
@@ -68,7 +70,12 @@ def licence_of(folder: Path) -> dict[str, str]:
     licence file; empty where nothing is known.
     """
     if (folder / FILE).is_file():
-        said = ModelCard.load(folder / FILE, ignore_metadata_errors=True).data.to_dict()
+        try:
+            said = metadata_load(folder / FILE) or {}
+        except (yaml.YAMLError, ValueError) as error:
+            # No reason to fail after a run's last step.
+            log.warning("%s: what it says of a licence cannot be read: %s", folder / FILE, " ".join(str(error).split()))
+            said = {}
         found = {key: str(said[key]) for key in _LICENCE_KEYS if said.get(key)}
         if found:
             return found

@@ -4,7 +4,6 @@ Base models of Qwen's vocabulary know the control tokens of ChatML; all others g
 """
 
 import importlib.resources
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.families import Family
-from dft_mm.sections import read_text
+from dft_mm.sections import read_json, read_text
 
 FILE = "chat_template.jinja"
 _LEGACY, _TOKENIZER = "chat_template.json", "tokenizer_config.json"
@@ -61,13 +60,12 @@ def own_template(folder: Path) -> str | None:
 def _read(path: Path) -> str | None:
     if not path.is_file():
         return None
-    text = read_text(path, "chat template")
     if path.name == FILE:
-        return text
-    try:
-        source: Any = json.loads(text).get("chat_template")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
+        return read_text(path, "chat template")
+    said = read_json(path, "chat template")
+    if not isinstance(said, dict):
+        raise InputError(f"{path}: a JSON object is expected, and this is a {type(said).__name__}")
+    source: Any = said.get("chat_template")
     if isinstance(source, list):  # several, each with a name
         source = {each["name"]: each["template"] for each in source}
     if isinstance(source, dict):

@@ -72,14 +72,13 @@ def write_adapter(
     state: Mapping[str, Tensor], peft_config: Any, source: Path, out: Path, provenance: Mapping[str, Any],
     end_id: int | None = None, card: str | None = None,
 ) -> None:  # fmt: skip
-    """Write a LoRA adapter as peft does, with the config, tokenizer and processor of its base beside it, so that the
-    folder alone tells how it is asked.
+    """Write a LoRA adapter as peft does, with the tokenizer and processor of its base beside it. Without a config.json:
+    only where there is none does transformers go on to the base, and load the model whole.
     """
     from safetensors.torch import save_file
 
     def save(folder: Path) -> None:
         peft_config.save_pretrained(folder)
-        shutil.copyfile(source / "config.json", folder / "config.json")
         save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
 
     _write(out, source, provenance, end_id, card, save)

@@ -1,7 +1,6 @@
 """A model folder → its tokenizer, chat template, image numbers and weights; partitioned while loading under ZeRO-3."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,14 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations import HfDeepSpeedConfig
 
 from dft_mm.dist import log
@@ -19,9 +25,9 @@ from dft_mm.families import FAMILIES, Family, family_of
 from dft_mm.model.attention import PACKED, TOWER, pack_tower
 from dft_mm.model.builtin import BUILTIN, builtin_folder
 from dft_mm.model.chat_template import chat_template
-from dft_mm.sections import read_text
+from dft_mm.sections import read_json
 
-_BUILTIN = "builtin:"
+_BUILTIN, _ADAPTER = "builtin:", "adapter_config.json"
 # Name in the recipe, whether rows are packed -> name in transformers.
 _ATTENTION = {
     ("sdpa", False): "sdpa",
@@ -67,7 +73,7 @@ def resolve(path: str, weights: bool = True) -> Path:
             )
         return builtin_folder(name)
     local = Path(path)
-    if (local / "config.json").is_file():
+    if is_model_folder(local):
         return local
     if local.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise InputError(f"model.path: {path!r} is neither a folder with a config.json nor a hub id such as org/name")
@@ -82,22 +88,53 @@ def resolve(path: str, weights: bool = True) -> Path:
         ) from error
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a model is there, or an adapter."""
+    return any((folder / name).is_file() for name in ("config.json", _ADAPTER))
+
+
 def adapter_base(folder: Path) -> str | None:
     """The model that the adapter in a folder belongs to, as `model.path` calls it; None where there is no adapter."""
-    path = folder / "adapter_config.json"
-    return _read_json(path).get("base_model_name_or_path") if path.is_file() else None
+    path = folder / _ADAPTER
+    return read_json(path, "adapter config").get("base_model_name_or_path") if path.is_file() else None
+
+
+def check_whole(folder: Path, where: str = "model.path") -> None:
+    """Raises InputError for the folder of an adapter, where a model with all its weights is needed."""
+    if (folder / _ADAPTER).is_file():
+        raise InputError(
+            f"{where}: {folder} is an adapter; `dft-mm export RUN --merge --out DIR` makes it a model with all weights"
+        )
+
+
+def _config_folder(folder: Path) -> Path:
+    """Where a model's config.json lies: that of an adapter beside its base's weights."""
+    base = None if (folder / "config.json").is_file() else adapter_base(folder)
+    if base is None:
+        return folder
+    try:
+        return resolve(base, weights=False)
+    except InputError as error:
+        told = str(error).removeprefix("model.path: ")
+        raise InputError(f"{folder}: the base of this adapter is not to be had: {told}") from error
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The config of a model folder, or of an adapter's base."""
+    return AutoConfig.from_pretrained(_config_folder(folder))
 
 
 def read_family(folder: Path) -> Family:
-    """The family of a model folder; raises InputError for one that is not supported."""
+    """The family of a model folder, or of an adapter's base; raises InputError for one that is not supported."""
+    path = _config_folder(folder) / "config.json"
     try:
-        model_type = json.loads(read_text(folder / "config.json", "model config"))["model_type"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'}: not a model config with a model_type ({error!r})") from error
+        model_type = read_json(path, "model config")["model_type"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a model config with a model_type ({error!r})") from error
     family = family_of(model_type)
     if family is None:
         known = ", ".join(f"{f.model_type} ({f.name})" for f in FAMILIES)
-        raise InputError(f"{folder / 'config.json'}: model_type {model_type!r} is not supported; there are {known}")
+        raise InputError(f"{path}: model_type {model_type!r} is not supported; there are {known}")
     return family
 
 
@@ -108,27 +145,21 @@ def load_processing(path: str | Path, weights: bool = True) -> Processing:
     # transformers makes an empty tokenizer of a folder without one, and says nothing.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise InputError(f"{folder}: has no tokenizer (tokenizer.json); copy the base model's tokenizer files there")
+    config = read_config(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # With the config of its base, an adapter's tokenizer is of the class that the base's is.
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: needs a tokenizer.json (a fast tokenizer)")
     image_token_id = image_token = image_config = window_size = None
     if family.has_vision:
-        image_config = _read_json(folder / "preprocessor_config.json")
-        config = AutoConfig.from_pretrained(folder)
+        image_config = read_json(folder / "preprocessor_config.json", "model file")
         image_token_id, window_size = config.image_token_id, config.vision_config.window_size
         image_token = tokenizer.convert_ids_to_tokens(image_token_id)
     template = chat_template(folder, family, tokenizer)
     return Processing(folder, family, tokenizer, template, image_token, image_token_id, image_config, window_size)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(read_text(path, "model file"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def fingerprint(folder: Path) -> str:
@@ -161,6 +192,7 @@ def load_model(
     if (attention, packed) not in _ATTENTION:
         raise InputError(f"model.attention: {attention} mixes packed samples; take sdpa or flash, or data.pack: false")
     folder = resolve(str(path))
+    check_whole(folder)
     family = read_family(folder)
     arguments = {"dtype": getattr(torch, dtype), "attn_implementation": _ATTENTION[attention, packed]}
     if quantize:

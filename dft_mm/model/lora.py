@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -87,10 +87,10 @@ def merge(model: PreTrainedModel, adapter: Path) -> dict[str, torch.Tensor]:
     return _merged(model, adapter).state_dict()
 
 
-def load_with_adapter(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
-    """The model of a folder, on the CPU; for the folder of an adapter its base, with the adapter added to it."""
+def load_with_adapter(path: str | Path, dtype: str = "float32", **how: Any) -> PreTrainedModel:
+    """The model of a folder, as load_model loads it; for the folder of an adapter its base, with the adapter added."""
     base = adapter_base(folder := resolve(str(path)))
-    return load_model(path, dtype) if base is None else _merged(load_model(base, dtype), folder)
+    return load_model(path, dtype, **how) if base is None else _merged(load_model(base, dtype, **how), folder)
 
 
 def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

@@ -92,13 +92,15 @@ def _turn(role: str, text: str, images: int = 0) -> dict[str, Any]:
 def chat(model: str, system: str | None, temperature: float, max_tokens: int) -> None:
     """Read questions from the terminal, or one a line from a pipe; answers go to standard output, all else to standard
     error.
+
+    Through a pipe, what cannot be done ends the chat (InputError), and so does Ctrl-C: nobody is there to say it anew.
     """
     on_terminal = sys.stdin.isatty()
-    out, aside = (Console(stderr=aside, highlight=False, emoji=False, soft_wrap=True) for aside in (False, True))
+    aside = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
     def say(piece: str) -> None:
-        out.print(piece, end="", markup=False)
-        out.file.flush()
+        sys.stdout.write(piece)  # the model's own letters: rich would expand tabs and strip control codes
+        sys.stdout.flush()
 
     def note(text: str) -> None:
         aside.print(text, style="dim" if on_terminal else None, markup=False)
@@ -117,16 +119,20 @@ def chat(model: str, system: str | None, temperature: float, max_tokens: int) ->
             elif word == "/image":
                 conversation.add_image(rest.strip().strip("'\""))
             elif word.startswith("/"):
-                note(ABOUT)
+                raise InputError(f"{word} is not known. {ABOUT}")
             elif word:
                 answer = conversation.ask(line.strip(), say)
-                out.print()
+                say("\n")
                 if answer.finish_reason == "length":
                     note(f"(cut after {answer.tokens} tokens; --max-tokens says how many there may be)")
         except KeyboardInterrupt:
-            out.print()
+            say("\n")
+            if not on_terminal:
+                raise
             note("(stopped)")
         except InputError as error:
+            if not on_terminal:
+                raise
             note(str(error))
 
 

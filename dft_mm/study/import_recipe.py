@@ -46,20 +46,22 @@ def import_recipe(path: Path, dataset_info: Path | None = None, gpus: int | None
     for each in CONVERTED:
         try:
             value = each.value(*(said.get(key, default) for key, default in each.theirs.items()))
-        except Refused as error:
+        except (Refused, InputError) as error:
             wrong.append(str(error))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError):  # a word where a number belongs
             given = {key: theirs[key] for key in each.theirs if key in theirs}
-            wrong.append(f"{given} cannot be read as {each.ours}: {error}")
+            if not given:  # LLaMA-Factory's defaults fit
+                raise
+            wrong.append(f"{given} cannot be read as {each.ours}")
         else:
             if value is not LEFT_OUT:
-                note = each.note(value) if callable(each.note) else each.note
-                lines.append(Line(each.ours, value, _origin(each, theirs), note))
+                lines.append(Line(each.ours, value, _origin(each, theirs), each.note))
     if wrong:
         shown = "\n".join(f"  {text}" for text in dict.fromkeys(wrong))
         raise InputError(f"{path} cannot be converted as it is:\n{shown}")
-    _check(path, lines)
-    return "".join(f"{line}\n" for line in _text(path, lines, theirs))
+    text = "".join(f"{line}\n" for line in _text(path, lines, theirs))
+    _check(path, text, lines)
+    return text
 
 
 def _unknown(theirs: dict[str, Any]) -> Iterator[str]:
@@ -86,10 +88,10 @@ def _origin(each: Becomes, theirs: dict[str, Any]) -> str:
     return ", ".join(named) or "LLaMA-Factory's default"
 
 
-def _check(path: Path, lines: list[Line]) -> None:
+def _check(path: Path, text: str, lines: list[Line]) -> None:
     """Raise InputError when what was made is no recipe, as with a number out of range."""
     try:
-        Recipe.model_validate(_nested(lines))
+        Recipe.model_validate(read_yaml(text, f"the recipe made of {path}"))
     except ValidationError as error:
         origins = {line.ours: line.origin for line in lines}
         wrong = []
@@ -98,14 +100,6 @@ def _check(path: Path, lines: list[Line]) -> None:
             origin = next((origin for ours, origin in origins.items() if where.startswith(ours)), "")
             wrong.append(f"{where} ({origin}): {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
         raise InputError(f"{path}: " + "\n".join(wrong)) from None
-
-
-def _nested(lines: list[Line]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for line in lines:
-        section, _, key = line.ours.rpartition(".")
-        (made.setdefault(section, {}) if section else made)[key] = line.value
-    return made
 
 
 def _text(path: Path, lines: list[Line], theirs: dict[str, Any]) -> Iterator[str]:
@@ -134,7 +128,8 @@ def _text(path: Path, lines: list[Line], theirs: dict[str, Any]) -> Iterator[str
 
 
 def _remarks(title: str, remarks: list[str]) -> list[str]:
-    return [f"# {title}", *(f"#   {remark}" for remark in remarks)] if remarks else []
+    # A value of several lines would go on outside the comment.
+    return [f"# {title}", *(f"#   {' '.join(remark.split())}" for remark in remarks)] if remarks else []
 
 
 def _shown(key: str, value: Any) -> str:

@@ -5,7 +5,6 @@ Rows, packing and loss head are those of training, so a probe of the rows of a r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from dft_mm.data.plan import epoch_order, heldout_micro_batches
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
-from dft_mm.model.load import Processing, load_model
-from dft_mm.model.lora import merge
+from dft_mm.model.load import Processing
+from dft_mm.model.lora import load_with_adapter
 from dft_mm.progress import progress
 from dft_mm.train.feed import make_collator
 from dft_mm.train.module import Trainable
@@ -59,17 +58,12 @@ def choose_rows(dataset: Dataset, weights: Sequence[float], rows: int, seed: int
 
 
 def load_probed(path: str, recipe: Recipe, device: torch.device) -> Trainable:
-    """A model, or a folder with an adapter of the recipe's model, with its loss head, on the device.
+    """A model, or an adapter's base with the adapter added, with its loss head, on the device.
 
     On a CPU in float32 whatever the recipe says: bfloat16 is far slower there.
     """
-    folder = Path(path)
-    is_adapter = (folder / "adapter_config.json").is_file()
     dtype = recipe.model.dtype if device.type == "cuda" else "float32"
-    base = recipe.model.path if is_adapter else path
-    model = load_model(base, dtype, recipe.model.attention, packed=recipe.data.pack)
-    if is_adapter:
-        model.load_state_dict(merge(model, folder))
+    model = load_with_adapter(path, dtype, attention=recipe.model.attention, packed=recipe.data.pack)
     return Trainable(model).to(device).eval()
 
 

@@ -15,7 +15,7 @@ import torch
 from dft_mm.config import Recipe
 from dft_mm.data.dataset import Dataset
 from dft_mm.errors import InputError
-from dft_mm.model.load import Processing, load_processing, resolve
+from dft_mm.model.load import Processing, adapter_base, load_processing, resolve
 from dft_mm.report.plots import histogram_plot
 from dft_mm.study.advice import IGNORED, advise, source_advice
 from dft_mm.study.probabilities import Probabilities, choose_rows, load_probed, measure
@@ -77,19 +77,19 @@ def _find(path: str, option: str) -> str:
                 f"`dft-mm export {path} --out DIR` and give that folder"
             )
         return str(folder / "export")
-    if not (folder / "adapter_config.json").is_file():
-        try:
-            resolve(path)
-        except InputError as error:
-            raise InputError(f"{option}: {str(error).removeprefix('model.path: ')}") from error
+    try:
+        resolve(path)
+    except InputError as error:
+        raise InputError(f"{option}: {str(error).removeprefix('model.path: ')}") from error
     return path
 
 
 def _check_tokens(recipe: Recipe, processing: Processing, path: str, option: str) -> None:
     """Probabilities can be laid over each other only where they are of the same tokens."""
-    if path == recipe.model.path or (Path(path) / "adapter_config.json").is_file():
+    whole = adapter_base(Path(path)) or path
+    if whole == recipe.model.path:
         return
-    theirs = load_processing(path)
+    theirs = load_processing(whole)
     if make_renderer(recipe, theirs).fingerprint != make_renderer(recipe, processing).fingerprint:
         raise InputError(
             f"{option} {path}: its tokenizer or chat template is not that of model.path ({recipe.model.path}), so it "

@@ -1,7 +1,6 @@
 """Recipe + DeepSpeed JSON → engine. Every setting has one owner; the JSON holds what DeepSpeed alone knows."""
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from dft_mm.config import Recipe
 from dft_mm.errors import InputError
 from dft_mm.families import Family, part_of
 from dft_mm.model.freeze import parameter_groups
-from dft_mm.sections import read_text
+from dft_mm.sections import read_json
 from dft_mm.train.module import Trainable
 
 # DeepSpeed key -> the recipe key that owns it
@@ -42,10 +41,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
     """The JSON with the recipe's values written in; raises InputError when it says what the recipe says, or "auto"."""
     path = Path(recipe.deepspeed)
     way_out = "the recipe's `deepspeed` names one, such as PATH/TO/dft_mm/ds_configs/zero3.json of the repository"
-    try:
-        config = json.loads(read_text(path, "DeepSpeed config", way_out))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
+    config = read_json(path, "DeepSpeed config", way_out)
     if not isinstance(config, dict):
         raise InputError(f"{path}: a DeepSpeed config is a JSON object")
     # The innermost owner is named: of optimizer.params.lr it is optim.lr that the user has to set.

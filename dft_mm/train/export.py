@@ -24,10 +24,6 @@ from dft_mm.train.shards import load_shard
 from dft_mm.train.verify import checkpoint_name, newest_whole, read_manifest, verify
 
 
-def _no_scores(step: int) -> str:
-    return ""
-
-
 def export_live(
     module: Trainable, recipe: Recipe, processing: Processing, out: Path, step: int, end_id: int
 ) -> None:
@@ -51,7 +47,7 @@ def export_live(
 
 def export_checkpoint(
     run: Path, out: Path, step: int | None = None, merge_adapter: bool = False,
-    scores: Callable[[int], str] = _no_scores,
+    scores: Callable[[int], str] = lambda step: "",
 ) -> int:  # fmt: skip
     """Write a run's checkpoint (the newest whole one, or that of `step`) as a Hugging Face folder; return its step.
 

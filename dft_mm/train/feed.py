@@ -22,7 +22,7 @@ from dft_mm.data.preparing.manifest import still_holds, summary
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.dist import log
-from dft_mm.model.load import Processing
+from dft_mm.model.load import Processing, check_whole
 from dft_mm.signals import ignore_stop_signals
 
 _CPU = torch.device("cpu")
@@ -69,6 +69,7 @@ def make_collator(recipe: Recipe, processing: Processing) -> Collator:
 
 def prepare_data(recipe: Recipe, processing: Processing) -> dict[str, Any]:
     """Read and check all rows once, into RUN/data; returns the manifest. Nothing is read again when nothing changed."""
+    check_whole(processing.folder)  # else an adapter fails only when weights are loaded, after all rows were read
     folder = recipe.run_dir / "data"
     begun = any((recipe.run_dir / "checkpoints").glob("step-*"))
     manifest = still_holds(folder, recipe.data, recipe.seed, recipe.model.path, begun)

@@ -16,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +42,8 @@ def check_installed(names: Sequence[str]) -> None:
     missing = [name for name in names if not _is_installed(TRACKERS[name].module)]
     if missing:
         raise InputError(
-            f"log.trackers: {', '.join(missing)} is not installed: `pip install {' '.join(missing)}`, or "
-            "`pip install 'dft_mm[track]'` for all of them, or take it out of log.trackers"
+            f"log.trackers: {', '.join(missing)} is not installed: `pip install 'dft_mm[track]'`, or take it out of "
+            "log.trackers"
         )
 
 
@@ -167,8 +168,6 @@ def follow(name: str, folder: Path, step: int, said: Callable[[float], End | Non
     end = None
     while end is None:
         end, before = said(_LOOK_EVERY_S), state["step"]
-        if end:
-            signal.alarm(_LIVE_ON_S)
         try:
             for line in lines.new():
                 if line["step"] > state["step"]:
@@ -178,13 +177,21 @@ def follow(name: str, folder: Path, step: int, said: Callable[[float], End | Non
             if state["step"] > before:
                 keep()
     tracker.close(end)
-    signal.alarm(0)
+
+
+def _end_in_time() -> None:
+    """Waits for the run's end, and has the kernel end this process some time after it, whatever a library does until
+    then, in its clean-up at the very end, too: the tracker of the next start waits for the lock.
+    """
+    select.select([sys.stdin], [], [])
+    signal.alarm(_LIVE_ON_S)
 
 
 def main(name: str, folder: Path, step: int) -> None:
     os.nice(10)  # the training comes first
     for number in STOP_SIGNALS:  # a scheduler sends them to all processes; this one waits for the training's last word
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_in_time, daemon=True).start()
     try:
         with (folder / "trackers" / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one that still sends what was before is waited for

@@ -9,6 +9,7 @@ class Generated(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list:
+        self.env.note_reread()  # the code may have changed where the page has not
         return self.parse_text_to_nodes(tables.TABLES[self.arguments[0]](), allow_section_headings=True)
 
 

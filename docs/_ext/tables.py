@@ -153,8 +153,7 @@ def llamafactory() -> str:
     def theirs(keys: Iterable[str]) -> str:
         return ", ".join(f"`{key}`" for key in keys)
 
-    notes = [each.note if isinstance(each.note, str) else "" for each in CONVERTED]
-    rows = [(theirs(each.theirs), f"`{each.ours}`", note) for each, note in zip(CONVERTED, notes)]
+    rows = [(theirs(each.theirs), f"`{each.ours}`", each.note) for each in CONVERTED]
     return table(["theirs", "ours", ""], rows)
 
 

@@ -101,12 +101,19 @@ def _check_ours(words, folder, recipe):
 
 
 def _check_script(module, options):
-    spec = importlib.util.find_spec(module)
-    assert spec, f"there is no {module}"
-    sources = [Path(spec.origin), *(REPO / "scripts/paper").glob("*.py"), *(REPO / "scripts/bench").glob("*.py")]
-    said = "".join(path.read_text(encoding="utf-8") for path in sources)
+    assert importlib.util.find_spec(module), f"there is no {module}"
+    said = "".join(_sources(module, {}).values())
     for option in options:
         assert not option.startswith("--") or f'"{option}"' in said, f"{module} has no {option}"
+
+
+def _sources(module, found):
+    """Of a script and of all scripts that it imports at its head, by name: options may be named in any of them."""
+    found[module] = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    for imported in re.findall(r"^from (scripts\.[\w.]+) import", found[module], re.M):
+        if imported not in found:
+            _sources(imported, found)
+    return found
 
 
 def _check_pip(words):

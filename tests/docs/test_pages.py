@@ -108,7 +108,8 @@ def test_examples_of_help_would_be_taken(tmp_path, monkeypatch):
         "dft-mm train nothing.yaml", "deepspeed --num_gpus 2 --module dft_mm train RECIPE.yaml train.epochs=0",
         "dft-mm eval nothing --model a --out b", "dft-mm eval smoke --model a --out b sampling.top=1",
         "scripts/launch/no_node.sh RECIPE.yaml", "python -m scripts.paper.table99",
-        "python -m scripts.paper.table1 --fast", "make tset", 'pip install ".[evil]"', "frobnicate",
+        "python -m scripts.paper.table1 --fast",
+        "python -m scripts.paper.table1 --wrong 0.2", "make tset", 'pip install ".[evil]"', "frobnicate",
     ],
 )  # fmt: skip
 def test_a_command_that_would_fail_is_seen(line, tmp_path):
@@ -172,3 +173,18 @@ def test_recipe_keys_that_are_named_exist():
     for reason in NOTED.values():
         for section, key in re.findall(r"(model|data|loss|optim|train|log)\.([a-z_]+)", reason):
             assert f"{section}.{key}" in keys, reason
+
+
+def test_a_table_of_a_page_that_did_not_change_follows_the_code(tmp_path, monkeypatch):
+    pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
+    from sphinx.application import Sphinx
+
+    monkeypatch.syspath_prepend(REPO / "docs/_ext")
+    import tables
+
+    (tmp_path / "conf.py").write_text("extensions = ['generated']")
+    (tmp_path / "index.rst").write_text("Page\n====\n\n.. generated:: commands\n")
+    for words in ("as it was", "as it is"):
+        monkeypatch.setitem(tables.TABLES, "commands", lambda words=words: words)
+        Sphinx(tmp_path, tmp_path, tmp_path / "out", tmp_path / "known", "text", status=None, warning=None).build()
+        assert words in (tmp_path / "out/index.txt").read_text()

@@ -7,6 +7,7 @@ import pytest
 from asked import load_questions
 
 from dft_mm.errors import InputError
+from dft_mm.evaluate.answering import _model_hash
 from dft_mm.evaluate.requests import seed_of
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
@@ -158,16 +159,36 @@ def test_another_evaluation_in_the_same_folder_is_refused(sums, model, tmp_path)
         evaluate(_suite(benchmark), model, out, replay=changed)
 
 
-def test_another_base_below_the_same_adapter_is_another_model(sums, model, tmp_path):
-    adapter = shutil.copytree(model, tmp_path / "adapter")
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+@pytest.fixture
+def adapter(tmp_path):
+    """A function that makes the folder of an adapter of a base."""
+
+    def adapter(base):
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        return folder
+
+    return adapter
+
+
+def test_another_base_below_the_same_adapter_is_another_model(model, adapter):
+    asked = str(adapter(model))
+    first = _model_hash(asked, "hf")
+    assert _model_hash(asked, "hf") == first
+    (model / "model.safetensors").write_bytes(b"other weights")
+    assert _model_hash(asked, "hf") != first
+
+
+def test_answers_from_elsewhere_to_an_adapter_need_no_base(sums, adapter, tmp_path):
+    asked = adapter("./a/base/that/is/not/here")
     replay = _answers(tmp_path / "a.jsonl", [_answer(str(n), r"\boxed{2}") for n in range(1, 8)])
     suite, out = _suite({"task": "gsm8k", "data": str(sums)}), tmp_path / "out"
-    first = evaluate(suite, adapter, out, replay=replay)
-    assert evaluate(suite, adapter, out, replay=replay) == first
-    (model / "model.safetensors").write_bytes(b"other weights")
+    first = evaluate(suite, asked, out, replay=replay)
+    assert evaluate(suite, asked, out, replay=replay) == first
+    (asked / "adapter_model.safetensors").write_bytes(b"another adapter")
     with pytest.raises(InputError, match=r"model\.sha256"):
-        evaluate(suite, adapter, out, replay=replay)
+        evaluate(suite, asked, out, replay=replay)
 
 
 def test_changed_generations_are_noticed(sums, model, tmp_path):

@@ -122,3 +122,17 @@ def test_the_licence_is_that_of_the_bases_card_or_else_its_file(tmp_path, files,
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert licence_of(tmp_path) == licence
+
+
+@pytest.mark.parametrize(
+    "card",
+    [b"---\nlicense: [mit\n---\n", b"---\n- mit\n---\n", b"---\nlicense: mit\n---\n\xff\xfe"],
+    ids=["no YAML", "a list", "not UTF-8"],
+)
+def test_a_card_that_cannot_be_read_is_told_and_the_licence_file_counts(tmp_path, card, caplog):
+    (tmp_path / "README.md").write_bytes(card)
+    (tmp_path / "LICENSE").write_text("Apache License")
+    assert licence_of(tmp_path) == {"license": "apache-2.0"}
+    (told,) = caplog.messages
+    assert "README.md: what it says of a licence cannot be read" in told
+    assert "\n" not in told

@@ -1,16 +1,22 @@
 """Exported folders, read back by plain transformers in a process that cannot import this package."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import transformers
+import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dft_mm.__main__ import main
 from dft_mm.config import LoraConfig
+from dft_mm.errors import InputError
 from dft_mm.model.export import _stop_at, gather_state, write_adapter, write_model
-from dft_mm.model.load import load_model, load_processing, read_family
+from dft_mm.model.load import check_whole, load_model, load_processing, read_family
 from dft_mm.model.lora import adapter_config, adapter_state, add_lora, load_with_adapter, merge
 
 READ = """
@@ -93,9 +99,54 @@ def test_an_adapter_comes_back_and_merges(folder, tmp_path):
     )
     again = PeftModel.from_pretrained(load_model(folder), out)
     assert (again(input_ids=torch.arange(20)[None]).logits - expected).abs().max() <= 1e-6
-    whole = load_with_adapter(out)  # its config and tokenizer lie beside it
-    assert (whole(input_ids=torch.arange(20)[None]).logits - expected).abs().max() <= 1e-5
-    assert load_processing(out).chat_template == load_processing(folder).chat_template
+    by_transformers = transformers.AutoModelForImageTextToText if read_family(out).has_vision else AutoModelForCausalLM
+    for whole in (load_with_adapter(out), by_transformers.from_pretrained(out)):
+        assert (whole(input_ids=torch.arange(20)[None]).logits - expected).abs().max() <= 1e-5
+    ours, theirs = load_processing(out), load_processing(folder)
+    assert (ours.chat_template, ours.image_token) == (theirs.chat_template, theirs.image_token)
+    assert type(ours.tokenizer) is type(theirs.tokenizer)
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == theirs.tokenizer.get_vocab()
 
     write_model(merge(load_model(folder), out), folder, tmp_path / "merged", "float32", {})
     assert (logits_by_plain_transformers(tmp_path / "merged", tmp_path) - expected).abs().max() <= 1e-5
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    """The folder of an adapter that changes nothing."""
+    lora = LoraConfig(rank=2)
+    state = adapter_state(add_lora(load_model(folder), read_family(folder), lora).state_dict())
+    write_adapter(state, adapter_config(folder, str(folder), lora), folder, tmp_path / "adapter", {})
+    return tmp_path / "adapter"
+
+
+text_only = pytest.mark.parametrize("folder", [("llama", False)], indirect=True, ids=["llama"])
+
+
+@text_only
+@torch.no_grad()
+def test_an_adapters_folder_with_the_config_of_its_base_is_read_as_ever(folder, adapter):
+    shutil.copyfile(folder / "config.json", adapter / "config.json")  # as they once were written
+    ids = torch.arange(20)[None]
+    assert torch.equal(load_with_adapter(adapter)(input_ids=ids).logits, load_model(folder)(input_ids=ids).logits)
+    assert load_processing(adapter).chat_template == load_processing(folder).chat_template
+    with pytest.raises(InputError, match="--merge"):
+        check_whole(adapter)
+
+
+@text_only
+def test_an_adapter_without_its_base_says_so(folder, adapter):
+    folder.rename(folder.with_name("moved"))
+    with pytest.raises(InputError, match=rf"{adapter}: the base of this adapter .*{folder}.* is neither a folder"):
+        load_processing(adapter)
+
+
+@text_only
+def test_training_from_an_adapter_is_refused_before_any_row_is_read(adapter, tmp_path, capsys):
+    recipe = {"name": "r", "output": str(tmp_path / "run"), "model": {"path": str(adapter)}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": {"train": [{"path": "no/rows.jsonl"}]}}))
+    assert main(["prepare", str(tmp_path / "recipe.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert f"model.path: {adapter} is an adapter; `dft-mm export RUN --merge --out DIR`" in told
+    with pytest.raises(InputError, match="--merge"):
+        load_model(adapter)

@@ -40,12 +40,17 @@ def _loaded_once(monkeypatch, model):
     monkeypatch.setattr(HuggingFace, "load", lambda self: model)
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 @pytest.fixture
 def talk(monkeypatch, capsys):
-    """Lines through a pipe: (exit code, standard output, standard error)."""
+    """Lines through a pipe, or typed: (exit code, standard output, standard error)."""
 
-    def talk(*lines, words=(), model="builtin:tiny-vl"):
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    def talk(*lines, words=(), model="builtin:tiny-vl", typed=False):
+        monkeypatch.setattr("sys.stdin", (Terminal if typed else io.StringIO)("".join(f"{line}\n" for line in lines)))
         code = main(["chat", "--model", model, "--max-tokens", str(TOKENS), *words])
         return code, *capsys.readouterr()
 
@@ -107,26 +112,40 @@ def test_through_a_pipe_each_line_is_a_question(talk, picture):
     assert out == f"{first}\n{same.ask('two', lambda piece: None).text}\n"
 
 
-def test_a_picture_that_cannot_be_shown_is_told_and_the_chat_goes_on(talk, tmp_path):
+def test_what_cannot_be_done_is_told_in_the_terminal_and_the_chat_goes_on(talk, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (900, 4)).save(tmp_path / "line.png")
     code, out, err = talk(
         f"/image {tmp_path}/none.png", f"/image {tmp_path}/broken.png", f"/image {tmp_path}/line.png",
-        f"/image {tmp_path}", "/imagine", "Hello",
+        f"/image {tmp_path}", "/imagine", "Hello", typed=True,
     )  # fmt: skip
     assert code == 0, err
-    none, broken, line, folder, usage, *_ = err.splitlines()
+    _, none, broken, line, folder, usage, *_ = err.splitlines()
     assert "there is no file" in none
     assert "no picture of a known format" in broken
     assert "above 200 : 1" in line
     assert "folder" in folder
-    assert usage.startswith("A line is a question. /image PATH")
-    assert out.strip()
+    assert usage.startswith("/imagine is not known. A line is a question. /image PATH")
+    assert out.replace("> ", "").strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/image ./none.png", "there is no file"), ("/imagine", "/imagine is not known"),
+        ("word " * 60, "the context of"),
+    ],
+)
+def test_through_a_pipe_what_cannot_be_done_ends_the_chat(talk, monkeypatch, line, told):
+    monkeypatch.setattr(prompts, "_context", lambda folder: 60)
+    code, out, err = talk(line, "What is shown?")
+    assert (code, out) == (2, "")
+    assert told in err
 
 
 def test_a_text_model_is_shown_no_picture(talk, picture):
-    _, _, err = talk(f"/image {picture}", model="builtin:tiny-lm")
-    assert err == "this is a text model, which sees no pictures\n"
+    code, _, err = talk(f"/image {picture}", model="builtin:tiny-lm")
+    assert (code, err) == (2, "dft-mm: this is a text model, which sees no pictures\n")
 
 
 def test_an_answer_that_is_cut_says_so(talk, monkeypatch):
@@ -148,18 +167,38 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(talk, monkeypatch):
         return Generation("", "half an answer", "stop", 3)
 
     monkeypatch.setattr(HuggingFace, "stream", stream)
-    code, out, err = talk("one", "two")
+    code, out, err = talk("one", "two", typed=True)
     assert code == 0, err
-    assert err == "(stopped)\n"
-    assert out == "half an \nhalf an \n"
+    assert err.splitlines()[1:] == ["(stopped)"]
+    assert out == "> half an \n> half an \n> \n"
     assert seen == ["one", "one\nhalf an \ntwo"]
+
+
+def test_ctrl_c_ends_a_chat_through_a_pipe(talk, monkeypatch):
+    asked = []
+
+    def stream(self, request, say):
+        asked.append(request.question.text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HuggingFace, "stream", stream)
+    with pytest.raises(KeyboardInterrupt):
+        talk("one", "two")
+    assert asked == ["one"]
+
+
+def test_an_answer_is_written_as_the_model_wrote_it(talk, monkeypatch):
+    text = "\tfor\tit:\r\n\x07\x0b[bold]\u2009:smile:"
+    answer = Generation("", text, "stop", TOKENS)
+    monkeypatch.setattr(HuggingFace, "stream", lambda self, request, say: say(text) or answer)
+    assert talk("one")[1] == f"{text}\n"
 
 
 def test_a_question_that_does_not_fit_is_told_and_forgotten(talk, monkeypatch):
     monkeypatch.setattr(prompts, "_context", lambda folder: 60)
-    _, out, err = talk("word " * 60, "Hello")
+    _, out, err = talk("word " * 60, "Hello", typed=True)
     assert "the context of" in err
-    assert out.strip()
+    assert out.replace("> ", "").strip()
 
 
 def test_a_model_that_is_not_there_is_wrong_input(talk):

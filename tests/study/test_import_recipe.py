@@ -34,6 +34,7 @@ INFO = {
     "drawn": {"file_name": "text.json", "num_samples": 5},
     "scripted": {"script_url": "loader"},
     "elsewhere": {"ms_hub_url": "org/rows"},
+    "no_columns": {"file_name": "text.json", "columns": None},
 }  # fmt: skip
 
 
@@ -193,6 +194,12 @@ WRONG = [
     ({"dataset": "drawn"}, ["num_samples", "max_samples"]),
     ({"dataset": "scripted"}, ["script_url"]),
     ({"dataset": "elsewhere"}, ["neither file_name nor hf_hub_url"]),
+    ({"dataset": "no_columns"}, ["'no_columns': columns maps names to names; this is None"]),
+    ({"dataset": 5}, ["dataset: 5 is neither a list nor words"]),
+    ({"finetuning_type": "lora", "lora_target": 5}, ["lora_target: 5 is neither a list nor words"]),
+    ({"report_to": True}, ["report_to: True is neither a list nor words"]),
+    ({"max_steps": "many"}, ["'max_steps': 'many'", "train.max_steps"]),
+    ({"image_max_pixels": None, "image_min_pixels": "few"}, ["'image_min_pixels': 'few'", "data.min_pixels"]),
     ({"dataset_dir": "nowhere"}, ["nowhere/dataset_info.json is not there", "--dataset-info"]),
     ({"dataset_dir": "REMOTE:org/x"}, ["REMOTE:org/x", "--dataset-info"]),
     ({"val_size": 100}, ["val_size 100", "below 1"]),
@@ -209,12 +216,28 @@ WRONG = [
 ]  # fmt: skip
 
 
+PYTHONS_WORDS = ("NoneType", "object", "argument", "not supported between", "could not convert")
+
+
 @pytest.mark.parametrize(("keys", "words"), WRONG)
 def test_what_would_change_the_result_is_refused_with_a_way_out(convert, keys, words):
     with pytest.raises(InputError) as caught:
         convert(**keys)
     for word in ["theirs.yaml", *words] if "dataset" not in keys else words:
         assert word in str(caught.value)
+    assert not [word for word in PYTHONS_WORDS if word in str(caught.value)]
+
+
+def test_a_model_that_is_not_named_is_asked_for_once(convert):
+    with pytest.raises(InputError) as caught:
+        convert(without=["model_name_or_path"])
+    assert str(caught.value).splitlines()[1:] == ["  there is no model_name_or_path, the model to start from"]
+
+
+def test_a_value_of_several_lines_stays_in_its_comment(convert):
+    also, text = convert(default_system_prompt="Be brief.\nlr: 3", project="a\n\nb")
+    assert also == convert()[0]
+    assert "#   default_system_prompt: 'Be brief. lr: 3': " in text
 
 
 def test_the_number_of_gpus_is_asked_for(convert):
@@ -271,6 +294,8 @@ def test_a_local_model_says_what_it_is_itself(convert, tmp_path):
 
 
 def test_a_stage_is_read_from_the_file_that_is_there(convert, tmp_path):
+    (tmp_path / "my.json").write_text('{"zero_optimization": null}')
+    assert convert(deepspeed="my.json")[0].deepspeed == "ds_configs/zero2.json"
     (tmp_path / "my.json").write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}')
     assert convert(deepspeed="my.json")[0].deepspeed == "ds_configs/zero3_offload.json"
 

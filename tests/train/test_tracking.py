@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -221,7 +223,7 @@ def test_a_library_that_is_not_there_is_named_with_the_extra(run, monkeypatch):
     monkeypatch.setitem(TRACKERS, "mlflow", Entry("a_folder", Noted))
     (run / "a_folder").mkdir()
     monkeypatch.syspath_prepend(str(run))
-    with pytest.raises(InputError, match=r"wandb, mlflow is not installed: .*dft_mm\[track\]"):
+    with pytest.raises(InputError, match=r"wandb, mlflow is not installed: `pip install 'dft_mm\[track\]'`, or take"):
         check_installed(["wandb", "mlflow"])
     check_installed([])
 
@@ -276,6 +278,44 @@ def test_a_tracker_that_hangs_does_not_keep_the_run(run, monkeypatch, caplog):
     finally:
         children[0].process.kill()
         children[0].process.wait()
+
+
+HANGS = """
+import sys, threading
+from pathlib import Path
+from dft_mm.train import tracking
+from dft_mm.train.trackers import TRACKERS, Entry
+
+class Hangs:
+    def __init__(self, run):
+        self.at("make")
+    def log(self, line):
+        self.at("log")
+    def close(self, end):
+        self.at("close")
+    def at(self, place):
+        if place == sys.argv[2]:
+            print("hangs", flush=True)
+            threading.Event().wait()
+
+tracking._LIVE_ON_S = 1
+TRACKERS["wandb"] = Entry("json", Hangs)
+tracking.main("wandb", Path(sys.argv[1]), 0)
+"""
+
+
+@pytest.mark.parametrize("place", ["make", "log", "close"])
+def test_a_tracker_ends_soon_after_its_run_wherever_it_hangs(run, place):
+    write(run, 1)
+    command = [sys.executable, "-c", HANGS, str(run), place]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            if place != "close":
+                assert child.stdout.readline() == b"hangs\n"  # before the run has ended
+            child.stdin.close()
+            assert child.wait(60) == -signal.SIGALRM
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize(("error", "end"), [(None, "finished"), (Stopped("stop"), "stopped"), (KeyError(), "failed")])

@@ -1,14 +1,12 @@
 """Questions → what the model is shown: token ids exactly as in training, and pictures through its loader."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
 from dft_mm.data.images import ImageError, ImageSettings, image_grid
 from dft_mm.data.render import Renderer, RenderError
@@ -17,8 +15,8 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.content import completion_text, load_pictures
 from dft_mm.evaluate.requests import Request
 from dft_mm.evaluate.task import Question
-from dft_mm.model.load import Processing, load_processing
-from dft_mm.sections import read_text
+from dft_mm.model.load import Processing, load_processing, read_config
+from dft_mm.sections import read_json
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _one_placeholder_each(ids: Sequence[int], image: int | None, merged: Sequenc
 
 def _context(folder: Path) -> int | None:
     """Most tokens of prompt and answer together; None where the config tells none."""
-    config = AutoConfig.from_pretrained(folder).get_text_config()
+    config = read_config(folder).get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return None
@@ -141,18 +139,11 @@ def _context(folder: Path) -> int | None:
 
 def _end_tokens(processing: Processing) -> set[int]:
     path = processing.folder / "generation_config.json"
-    found = _read_json(path).get("eos_token_id") if path.is_file() else None
+    found = read_json(path, path.name).get("eos_token_id") if path.is_file() else None
     if found is None:
-        found = AutoConfig.from_pretrained(processing.folder).get_text_config().eos_token_id
+        found = read_config(processing.folder).get_text_config().eos_token_id
     ends = {found} if isinstance(found, int) else set(found or ())
     return ends | ({processing.tokenizer.eos_token_id} - {None})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(read_text(path, path.name))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def _as_trained(processing: Processing) -> ImageSettings | None:
@@ -161,7 +152,7 @@ def _as_trained(processing: Processing) -> ImageSettings | None:
     Raises InputError when they are no limits, or when the chat template is not the one of training: both decide scores.
     """
     path = processing.folder / "dft_mm.json"
-    about = _read_json(path) if path.is_file() else {}
+    about = read_json(path, path.name) if path.is_file() else {}
     template = hashlib.sha256((processing.chat_template or "").encode()).hexdigest()
     if about.get("chat_template_sha256", template) != template:
         raise InputError(

@@ -12,7 +12,7 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.content import before_stop, load_picture
 from dft_mm.evaluate.backends.prompts import Prompts
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
-from dft_mm.model.load import adapter_base, resolve
+from dft_mm.model.load import check_whole, resolve
 
 _BATCH_SIZE = 512
 # Scheduling in another process is not the same each time. vLLM reads this when it is imported.
@@ -29,10 +29,7 @@ class Vllm:
             import vllm
         except ImportError as error:
             raise InputError(f"--backend vllm: {error}; install it with `pip install 'dft_mm[vllm]'`") from error
-        if adapter_base(resolve(options.model)):
-            raise InputError(
-                f"--backend vllm: {options.model} is an adapter; `dft-mm export RUN --merge --out DIR` makes it a model"
-            )
+        check_whole(resolve(options.model), "--backend vllm")
         self.vllm = vllm
         self.sampling = options.sampling
         self.prompts = Prompts(options.model, options.sampling.max_tokens)

@@ -12,7 +12,7 @@ from dft_mm.evaluate.benchmark import BenchmarkConfig, EndpointJudge
 from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.vlmevalkit.splits import CLASSES, SPLITS, split_of
 from dft_mm.model.load import read_family, resolve
-from dft_mm.sections import read_text
+from dft_mm.sections import read_json
 
 _LMU_DATA = '"${LMUData:-$HOME/LMUData}"'
 _INSTALLATION = (
@@ -74,12 +74,7 @@ def _pixel_limits(folder: Path) -> dict[str, int]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(read_text(path, path.name))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
+    return read_json(path, path.name) if path.is_file() else {}
 
 
 def _dataset(bench: BenchmarkConfig, number: int) -> tuple[str, list[str]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from dft_mm.data.layouts.llamafactory import INFO, entry_of
 from dft_mm.study.llamafactory.refused import DATASET_INFO, LEFT_OUT, Refused
+from dft_mm.study.llamafactory.values import listed
 
 
 def train(dataset: Any, folder: str, media: str | None, most: int | None, info: Path | None) -> Any:
@@ -18,7 +19,7 @@ def heldout(dataset: Any, folder: str, media: str | None, most: int | None, info
 
 
 def _sources(dataset: Any, folder: str, media: str | None, most: int | None, info: Path | None) -> list[dict[str, Any]]:
-    names = dataset if isinstance(dataset, list) else [name.strip() for name in dataset.split(",")]
+    names = listed("dataset", dataset)
     if not isinstance(folder, str) or folder.startswith("REMOTE:"):
         raise Refused(f"dataset_dir {folder!r}: fetch its {INFO} and name it by {DATASET_INFO}")
     if folder == "ONLINE" and info is None:
@@ -46,6 +47,9 @@ def _source(info: Path, name: str, media: str | None, most: int | None) -> dict[
     else:
         raise Refused(f"{where} has neither file_name nor hf_hub_url; fetch the rows, and give their file as file_name")
     made["dataset_info"] = f"{info}#{name}"
-    if entry.get("columns", {}).get("images"):
+    columns = entry.get("columns", {})
+    if not isinstance(columns, dict):
+        raise Refused(f"{where}: columns maps names to names; this is {columns!r}")
+    if columns.get("images"):
         made["images"] = str(media or info.parent)
     return made | ({"limit": most} if most else {})

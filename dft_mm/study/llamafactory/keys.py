@@ -22,8 +22,8 @@ class Becomes:
     """Their keys, each with LLaMA-Factory's default."""
     value: Callable[..., Any] = lambda only: only
     """Our value for theirs, given in that order; raises Refused."""
-    note: str | Callable[[Any], str] = ""
-    """What is not the same to the last bit, or worth a look; it may depend on our value."""
+    note: str = ""
+    """What is not the same to the last bit, or worth a look."""
 
 
 _MODEL = {"model_name_or_path": None, "template": None}
@@ -63,7 +63,7 @@ CONVERTED = (
     Becomes("data.workers", {"dataloader_num_workers": 0}),
     Becomes("loss", {"use_dft_loss": False, "use_eaft_loss": False, "eaft_alpha": 1.0, "use_asft_loss": False,
                      "asft_alpha": 0.1}, values.loss,
-            lambda loss: "the weight is over ln 20, in LLaMA-Factory over 3.0" if loss["name"] == "eaft" else ""),
+            "eaft's weight is over ln 20, in LLaMA-Factory over 3.0"),
     Becomes("optim.lr", {"learning_rate": 5.0e-5}, float),
     Becomes("optim.schedule", {"lr_scheduler_type": "linear"}, values.one_of(values.SCHEDULES, "take one of these"),
             "the first step has lr / warm-up steps, in LLaMA-Factory zero"),

@@ -2,7 +2,6 @@
 counterpart.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,15 +9,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dft_mm.config import LogConfig
-from dft_mm.errors import InputError
 from dft_mm.families import Family, family_of
-from dft_mm.sections import read_text
+from dft_mm.sections import read_json
 from dft_mm.study.llamafactory.refused import GPUS, LEFT_OUT, Refused
 
 
 def name(run_name: str | None, output_dir: str | None) -> str:
     words = [run_name] if run_name else Path(output_dir or "imported").parts[-3:]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)).strip("-_.") or "imported"
+
+
+def listed(key: str, value: Any) -> list[str]:
+    """Words of a list, or with commas between them."""
+    if not isinstance(value, str | list):
+        raise Refused(f"{key}: {value!r} is neither a list nor words with commas between them")
+    return [str(word).strip() for word in (value.split(",") if isinstance(value, str) else value)]
 
 
 def dtype(bf16: bool, fp16: bool, pure_bf16: bool) -> str:
@@ -46,8 +51,10 @@ _TEMPLATES = {"qwen2_vl": "qwen2_5_vl", "qwen": "qwen2", "llama3": "llama"}
 _NAMES = (("2[._]5-vl|tiny-vl", "qwen2_5_vl"), ("qwen2|tiny-lm", "qwen2"), ("llama", "llama"))
 
 
-def _family(path: str, template: str | None) -> Family:
+def _family(path: str | None, template: str | None) -> Family:
     """By the folder's config.json, the template, the name."""
+    if not path:
+        raise Refused("there is no model_name_or_path, the model to start from")
     config = Path(path) / "config.json"
     if config.is_file():
         model_type = _json(config).get("model_type", "")
@@ -65,16 +72,11 @@ def _family(path: str, template: str | None) -> Family:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(read_text(path, "file"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    said = read_json(path, "file")
     return said if isinstance(said, dict) else {}
 
 
-def model(path: str | None, template: str | None) -> str:
-    if not path:
-        raise Refused("there is no model_name_or_path, the model to start from")
+def model(path: str | None, template: str | None) -> str | None:
     if template not in (None, *_TEMPLATES):
         raise Refused(
             f"template {template}: here a model's own chat template is used, which is known to write the same as the "
@@ -112,7 +114,7 @@ def lora(
         if bits:
             raise Refused("quantization_bit is for finetuning_type: lora")
         return LEFT_OUT
-    targets = target if isinstance(target, list) else [word.strip() for word in target.split(",")]
+    targets = listed("lora_target", target)
     every = targets == ["all"]
     vision = _has_vision(path, template)
     # Their `all` never takes the projector; names are looked for in every part that is not frozen.
@@ -140,7 +142,7 @@ def deepspeed(path: str | None, bits: int | None) -> str:
     named = re.search(r"z(?:ero)?_?(?:stage)?_?(\d)", path)
     stage, offload = int(named[1]) if named else None, "offload" in path
     if Path(path).is_file():
-        said = _json(Path(path)).get("zero_optimization", {})
+        said = _json(Path(path)).get("zero_optimization") or {}
         stage, offload = said.get("stage", 0), "offload_optimizer" in said or "offload_param" in said
     if stage is None:
         raise Refused(f"{path} is not there and its name says no ZeRO stage: name a file that is there")
@@ -205,8 +207,8 @@ def epochs(epochs: float, max_steps: int) -> int:
 
 def trackers(report_to: str | list[str] | None, swanlab: bool) -> Any:
     known = get_args(get_args(LogConfig.model_fields["trackers"].annotation)[0])
-    given = report_to.split(",") if isinstance(report_to, str) else report_to or []
-    named = [name.strip() for name in given if name.strip() != "none"] + ["swanlab"] * swanlab
+    given = listed("report_to", report_to or [])
+    named = [name for name in given if name != "none"] + ["swanlab"] * swanlab
     unknown = [name for name in named if name not in known]
     if unknown:
         raise Refused(f"report_to {', '.join(unknown)}: trackers are {', '.join(known)}; take it out")

@@ -10,6 +10,7 @@ from asked import load_questions
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
+from dft_mm.config import LoraConfig
 from dft_mm.errors import InputError
 from dft_mm.evaluate.backends import hf
 from dft_mm.evaluate.requests import BackendOptions, Request
@@ -17,7 +18,9 @@ from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import SamplingConfig, Suite
 from dft_mm.evaluate.task import Question
 from dft_mm.evaluate.tasks.mathematics import MATH_SYSTEM
-from dft_mm.model.load import load_model
+from dft_mm.model.export import write_adapter, write_model
+from dft_mm.model.load import load_model, read_family
+from dft_mm.model.lora import adapter_config, adapter_state, add_lora, merge
 
 TOKENS = 6
 
@@ -152,6 +155,24 @@ def test_a_finished_run_needs_no_model(text_model, sums, tmp_path, monkeypatch):
     first = evaluate(suite, text_model, tmp_path)
     monkeypatch.setattr(hf, "load_with_adapter", None)
     assert evaluate(suite, text_model, tmp_path) == first
+
+
+@pytest.fixture
+def adapter(text_model, tmp_path):
+    """An adapter of the text model that changes its answers, as a run writes it."""
+    lora = LoraConfig(rank=2)
+    state = adapter_state(add_lora(load_model(text_model), read_family(text_model), lora).state_dict())
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+    write_adapter(state, adapter_config(text_model, str(text_model), lora), text_model, tmp_path / "adapter", {})
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_answers_as_the_model_that_it_is_merged_into(text_model, adapter, sums, tmp_path):
+    write_model(merge(load_model(text_model), adapter), text_model, tmp_path / "merged", "float32", {})
+    for name, model in (("a", adapter), ("b", tmp_path / "merged"), ("c", text_model)):
+        evaluate(_suite("gsm8k", sums, limit=3), model, tmp_path / name)
+    assert _texts(tmp_path / "a") == _texts(tmp_path / "b") != _texts(tmp_path / "c")
 
 
 def test_the_folders_generation_settings_do_not_leak_in(text_model, sums, tmp_path):

@@ -127,6 +127,14 @@ def test_prompts_are_those_of_hf_and_every_answer_has_its_seed(engines, text_mod
     }  # fmt: skip
 
 
+def test_an_adapter_is_refused_with_the_way_out(engines, sums, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": "org/name"}')
+    with pytest.raises(InputError, match=r"--backend vllm: .*adapter is an adapter; `dft-mm export RUN --merge"):
+        evaluate(_suite("gsm8k", sums), tmp_path / "adapter", tmp_path / "out", backend="vllm")
+    assert not engines
+
+
 def test_pictures_go_in_with_one_placeholder_each_and_the_limits_of_training(
     engines, picture_model, pictures, tmp_path
 ):
