@@ -7,7 +7,7 @@ import pytest
 from asked import load_questions
 
 from dft_mm.errors import InputError
-from dft_mm.evaluate.answering import _model_hash
+from dft_mm.evaluate.answering import model_hash
 from dft_mm.evaluate.requests import seed_of
 from dft_mm.evaluate.run import evaluate
 from dft_mm.evaluate.suite import Suite
@@ -174,10 +174,10 @@ def adapter(tmp_path):
 
 def test_another_base_below_the_same_adapter_is_another_model(model, adapter):
     asked = str(adapter(model))
-    first = _model_hash(asked, "hf")
-    assert _model_hash(asked, "hf") == first
+    first = model_hash(asked, "hf")
+    assert model_hash(asked, "hf") == first
     (model / "model.safetensors").write_bytes(b"other weights")
-    assert _model_hash(asked, "hf") != first
+    assert model_hash(asked, "hf") != first
 
 
 def test_answers_from_elsewhere_to_an_adapter_need_no_base(sums, adapter, tmp_path):
