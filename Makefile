@@ -36,7 +36,7 @@ test: install $(VENV)/.browser
 
 # What the pages and examples/ tell to type, typed: five minutes.
 test-docs: install
-	$(RUN) -m pytest -m "docs and not long"
+	$(RUN) -m pytest -m "docs and not long" --numprocesses 2
 
 test-long: install
 	$(RUN) -m pytest -m "long"
