@@ -55,7 +55,7 @@ def import_recipe(path: Path, dataset_info: Path | None = None, gpus: int | None
             wrong.append(f"{given} cannot be read as {each.ours}")
         else:
             if value is not LEFT_OUT:
-                lines.append(Line(each.ours, value, _origin(each, theirs), each.note))
+                lines.append(Line(each.ours, value, _origin(each, theirs), each.note if each.matters(value) else ""))
     if wrong:
         shown = "\n".join(f"  {text}" for text in dict.fromkeys(wrong))
         raise InputError(f"{path} cannot be converted as it is:\n{shown}")

@@ -71,6 +71,11 @@ def test_a_full_run_with_pictures(convert):
     assert "plot_loss: true: `dft-mm report` draws the curves" in text
 
 
+def test_a_note_about_a_loss_stands_with_that_loss_alone(convert):
+    assert "ln 20" in convert(use_eaft_loss=True)[1]
+    assert "ln 20" not in convert(use_dft_loss=True)[1]
+
+
 def test_what_their_file_does_not_say_is_their_default_and_not_ours(convert):
     # Of hparams/ and of transformers' TrainingArguments.
     recipe, _ = convert({"model_name_or_path": "Qwen/Qwen2.5-VL-3B-Instruct", "dataset": "pictures"}, gpus=1)

@@ -24,6 +24,8 @@ class Becomes:
     """Our value for theirs, given in that order; raises Refused."""
     note: str = ""
     """What is not the same to the last bit, or worth a look."""
+    matters: Callable[[Any], bool] = lambda value: True
+    """Whether the note is of use where our value is this."""
 
 
 _MODEL = {"model_name_or_path": None, "template": None}
@@ -63,7 +65,7 @@ CONVERTED = (
     Becomes("data.workers", {"dataloader_num_workers": 0}),
     Becomes("loss", {"use_dft_loss": False, "use_eaft_loss": False, "eaft_alpha": 1.0, "use_asft_loss": False,
                      "asft_alpha": 0.1}, values.loss,
-            "eaft's weight is over ln 20, in LLaMA-Factory over 3.0"),
+            "eaft's weight is over ln 20, in LLaMA-Factory over 3.0", lambda loss: loss["name"] == "eaft"),
     Becomes("optim.lr", {"learning_rate": 5.0e-5}, float),
     Becomes("optim.schedule", {"lr_scheduler_type": "linear"}, values.one_of(values.SCHEDULES, "take one of these"),
             "the first step has lr / warm-up steps, in LLaMA-Factory zero"),
