@@ -30,7 +30,7 @@ def kill_all(run):
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(runs):
     with runs.started("killed") as run:
-        run.until_step(5)
+        run.until(lambda: list(runs.path("killed").glob("checkpoints/step-*")))  # the disk may be behind the steps
         run.kill(1)
         assert run.ended() != 0
     status = runs.status("killed")
@@ -308,7 +308,8 @@ def small_disk(tmp_path):
 def fill(disk, free):
     """Leave `free` bytes on a disk."""
     room = shutil.disk_usage(disk).free - free
-    with (disk / "filler").open("wb") as file:
+    # The run may take room at the same moment, and then the disk is full before all is written: as wanted.
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
         file.write(bytes(max(room, 0)))
 
 
