@@ -30,7 +30,8 @@ $(VENV)/.browser: scripts/install_browser.sh | $(VENV)/.installed
 demo: install
 	$(RUN) -m dft_mm demo
 
-# Two files at a time; what the tests of a file share stays together.
+# Two files at a time, with a thread each; what the tests of a file share stays together.
+test test-docs: export OMP_NUM_THREADS := 1
 test: install $(VENV)/.browser
 	$(RUN) -m pytest -m "not long and not gpu and not docs" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
