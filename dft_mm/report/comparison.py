@@ -40,8 +40,18 @@ def headline(a: str, b: str, rows: Sequence[Row]) -> str:
         (f"{b} is better than {a} on", _where(rows, "b_better")),
         ("no difference is shown on", _where(rows, "no_difference")),
     ]
-    said = "; ".join(f"{what} {', '.join(names)}" for what, names in outcomes if names)
-    return said or f"{a} and {b} have no benchmark in common"
+    found = [(what, names) for what, names in outcomes if names]
+    if not found:
+        return f"{a} and {b} have no benchmark in common"
+    said = "; ".join(f"{what} {_listed(names, len(rows))}" for what, names in found)
+    return f"{a} and {b}: {said}" if found == outcomes[2:] else said
+
+
+_MOST_NAMES = 4
+
+
+def _listed(names: Sequence[str], of: int) -> str:
+    return ", ".join(names) if len(names) < max(of, _MOST_NAMES + 1) else f"each of {of} scores"
 
 
 def _where(rows: Sequence[Row], outcome: str) -> list[str]:

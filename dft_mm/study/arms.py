@@ -204,9 +204,9 @@ def _finish(study: Study) -> dict[str, Any]:
     results = {arm.name: [read(study.results_folder(arm, seed)) for seed in study.seeds] for arm in study.arms}
     comparison = compare_arms(results, study.pairs)
     comparison["notes"] = _same_examples(study)
-    names = " and ".join(arm.name for arm in study.arms)
+    named = " and ".join(arm.name for arm in study.arms) if len(study.arms) <= 3 else f"{len(study.arms)} arms"
     write_comparison(comparison, study.out)
-    write_report([study.out], study.out / "report.html", f"{names} compared")
+    write_report([study.out], study.out / "report.html", f"{named} compared")
     return comparison
 
 
