@@ -287,7 +287,7 @@ class Recipe(Section):
         {
             "learning_rate": "optim.lr", "lr_scheduler_type": "optim.schedule", "max_grad_norm": "optim.clip",
             "per_device_train_batch_size": "optim.batch_size", "train_batch_size": "optim.batch_size",
-            "gradient_accumulation_steps": "train.micro_tokens", "num_train_epochs": "train.epochs",
+            "gradient_accumulation_steps": "optim.batch_size", "num_train_epochs": "train.epochs",
             "save_steps": "train.save_every", "eval_steps": "train.heldout_every",
             "save_total_limit": "train.keep", "output_dir": "output", "run_name": "name", "report_to": "log.trackers",
             "cutoff_len": "data.max_length", "max_seq_length": "data.max_length", "packing": "data.pack",

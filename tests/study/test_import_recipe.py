@@ -71,6 +71,13 @@ def test_a_full_run_with_pictures(convert):
     assert "plot_loss: true: `dft-mm report` draws the curves" in text
 
 
+def test_a_recipe_with_their_keys_is_told_what_the_conversion_makes_of_them():
+    for theirs, ours in Recipe.elsewhere.items():
+        made = {each.ours for each in CONVERTED if theirs in each.theirs}
+        # Its last folders become the name of a converted run, which lies where ours do.
+        assert not made or ours in made or theirs == "output_dir", theirs
+
+
 def test_a_note_about_a_loss_stands_with_that_loss_alone(convert):
     assert "ln 20" in convert(use_eaft_loss=True)[1]
     assert "ln 20" not in convert(use_dft_loss=True)[1]
