@@ -111,7 +111,7 @@ class WandB:
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        self._histogram = wandb.Histogram
+        self._wandb = wandb
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), name=run.name, id=run.id, resume="allow",
             dir=str(run.folder), config=dict(run.recipe), allow_val_change=True,
@@ -119,11 +119,12 @@ class WandB:
         )  # fmt: skip
 
     def log(self, line: Mapping[str, Any]) -> None:
-        spread = {key: self._histogram(np_histogram=spread) for key, spread in _histograms(line).items()}
+        spread = {key: self._wandb.Histogram(np_histogram=spread) for key, spread in _histograms(line).items()}
         self._run.log(_numbers(line) | spread, step=line["step"])
 
     def close(self, end: End) -> None:
         self._run.finish(exit_code=0 if end == "finished" else 1)
+        self._wandb.teardown()  # waits for W&B's own process, without which the last steps may not be in the file
 
 
 class SwanLab:
