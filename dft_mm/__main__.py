@@ -30,7 +30,7 @@ def train(arguments: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(recipe.headline, file=sys.stderr, flush=True)  # what follows takes seconds to import
     with StopRequests() as requests:
-        from dft_mm.train.loop import train
+        from dft_mm.train.run import train
         from dft_mm.train.step import NonFiniteError
 
         try:
@@ -60,7 +60,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     manifest = still_holds(recipe.run_dir / "data", recipe.data, recipe.seed, recipe.model.path)
     if manifest is None:
         from dft_mm.dist import setup_logging
-        from dft_mm.model.load import load_processing
+        from dft_mm.model.processing import load_processing
         from dft_mm.train.feed import prepare_data
 
         setup_logging()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from dft_mm.batch import Batch
 from dft_mm.config import load_recipe
 from dft_mm.data.dataset import Dataset
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 from dft_mm.train.feed import image_settings, make_collator, prepare_data
 
 

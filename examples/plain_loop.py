@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 from dft_mm.batch import IGNORE_INDEX
 from dft_mm.loss.head import linear_token_loss
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from dft_mm.loss.hf import loss_func
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 HERE = Path(__file__).parent
 

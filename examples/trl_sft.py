@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from dft_mm.loss.hf import loss_func
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 HERE = Path(__file__).parent
 

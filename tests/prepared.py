@@ -12,7 +12,7 @@ from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageSettings
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 
 @cache

@@ -13,7 +13,10 @@ from pathlib import Path
 
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(
-    ["dft_mm.evaluate.run", "dft_mm.evaluate.backends.hf", "dft_mm.evaluate.backends.openai", "dft_mm.train.loop"]
+    [
+        "dft_mm.evaluate.run", "dft_mm.evaluate.backends.hf", "dft_mm.evaluate.backends.openai", "dft_mm.train.run",
+        "dft_mm.train.loop",
+    ]
 )
 
 

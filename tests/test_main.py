@@ -1,6 +1,7 @@
 """The command line: help with an example for every verb, and one clear message with exit 2 for wrong input."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -233,10 +234,24 @@ def test_help_imports_nothing_heavy():
 
 def test_train_says_what_it_is_about_to_do_before_anything_heavy_is_imported(recipe):
     code = (
-        "import sys, dft_mm.__main__ as m\nsys.modules['dft_mm.train.loop'] = None\n"
+        "import sys, dft_mm.__main__ as m\nsys.modules['dft_mm.train.run'] = None\n"
         f"m.main(['train', {str(recipe)!r}, 'train.max_steps=5'])\nprint({{'torch', 'numpy'}} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     assert done.stderr.startswith("t: dft of builtin:tiny-vl on ")
     assert "at most 5 steps" in done.stderr.splitlines()[0]
+
+
+def test_train_tells_its_plan_before_what_only_learning_needs_is_imported(recipe):
+    """Of the seconds that a start takes, half."""
+    code = (
+        "import sys, dft_mm.__main__ as m\nsys.modules['dft_mm.train.loop'] = None\n"
+        f"m.main(['train', {str(recipe)!r}, 'train.max_steps=5', 'optim.batch_size=2'])\n"
+        "print({'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules))"
+    )
+    env = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert "t: 10 rows: 10 to learn from; 5 steps (train.max_steps; train.epochs 1)" in done.stderr
+    assert "import of dft_mm.train.loop halted" in done.stderr
+    assert done.stdout.endswith("set()\n")

@@ -109,7 +109,7 @@ def fingerprint(questions: Sequence[Question]) -> str:
 def model_hash(model: str, backend: str) -> str | None:
     """Hash of the names and bytes of all files that decide what the model says; None for a model that answered
     elsewhere and is not on this machine. A model that is asked here is an adapter's base, too."""
-    from dft_mm.model.load import adapter_base, is_model_folder, resolve
+    from dft_mm.model.folder import adapter_base, is_model_folder, resolve
 
     elsewhere = backend in ("openai", "replay")
     if elsewhere and not is_model_folder(Path(model)):

@@ -13,7 +13,8 @@ from transformers import AutoConfig
 
 from dft_mm.model import card as model_card
 from dft_mm.model.chat_template import FILE, own_template
-from dft_mm.model.load import load_processing, read_family
+from dft_mm.model.folder import read_family
+from dft_mm.model.processing import load_processing
 
 # Everything beside the weights is copied as it is, so tokenizer, template and processor equal the source's.
 _COPIED = (

@@ -1,33 +1,21 @@
-"""A model folder → its tokenizer, chat template, image numbers and weights; partitioned while loading under ZeRO-3."""
+"""A model folder → its weights; partitioned while loading under ZeRO-3."""
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from dft_mm.dist import log
 from dft_mm.errors import InputError
-from dft_mm.families import FAMILIES, Family, family_of
+from dft_mm.families import Family
 from dft_mm.model.attention import PACKED, TOWER, pack_tower
-from dft_mm.model.builtin import BUILTIN, builtin_folder
-from dft_mm.model.chat_template import chat_template
-from dft_mm.sections import read_json
+from dft_mm.model.folder import check_whole, read_family, resolve
 
-_BUILTIN, _ADAPTER = "builtin:", "adapter_config.json"
 # Name in the recipe, whether rows are packed -> name in transformers.
 _ATTENTION = {
     ("sdpa", False): "sdpa",
@@ -36,143 +24,6 @@ _ATTENTION = {
     ("flash", True): "flash_attention_2",
     ("eager", False): "eager",
 }
-# What a hub folder may hold that is needed here: never code, never pickled weights.
-_HUB_FILES_BESIDE_WEIGHTS = [
-    "*.json", "*.jinja", "merges.txt", "tokenizer.model", "README.md", "LICENSE*", "NOTICE",
-]  # fmt: skip
-_HUB_FILES = [*_HUB_FILES_BESIDE_WEIGHTS, "*.safetensors"]
-
-
-@dataclass(frozen=True)
-class Processing:
-    """All that turns conversations into model inputs."""
-
-    folder: Path
-    family: Family
-    tokenizer: PreTrainedTokenizerBase
-    chat_template: str
-    """Jinja source: the model's own, or a default for a base text model without one."""
-    image_token: str | None
-    """The placeholder that stands for one merged patch; None for text models."""
-    image_token_id: int | None
-    image_config: dict[str, Any] | None
-    """preprocessor_config.json; None for text models."""
-    window_size: int | None
-    """Side of a window of the vision tower's attention, in pixels; None for text models."""
-
-
-def resolve(path: str, weights: bool = True) -> Path:
-    """The local folder of `builtin:NAME`, of a local path, or of a hub id (fetched when it is not in the cache, without
-    its weights where they are not wanted).
-    """
-    if path.startswith(_BUILTIN):
-        name = path.removeprefix(_BUILTIN)
-        if name not in BUILTIN:
-            raise InputError(
-                f"model.path: no built-in model {name!r}; there are {', '.join(_BUILTIN + b for b in BUILTIN)}"
-            )
-        return builtin_folder(name)
-    local = Path(path)
-    if is_model_folder(local):
-        return local
-    if local.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise InputError(f"model.path: {path!r} is neither a folder with a config.json nor a hub id such as org/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=_HUB_FILES if weights else _HUB_FILES_BESIDE_WEIGHTS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"model.path: {path!r} is no local folder and cannot be fetched from the hub: {error}"
-        ) from error
-
-
-def is_model_folder(folder: Path) -> bool:
-    """Whether a model is there, or an adapter."""
-    return any((folder / name).is_file() for name in ("config.json", _ADAPTER))
-
-
-def adapter_base(folder: Path) -> str | None:
-    """The model that the adapter in a folder belongs to, as `model.path` calls it; None where there is no adapter."""
-    path = folder / _ADAPTER
-    return read_json(path, "adapter config").get("base_model_name_or_path") if path.is_file() else None
-
-
-def check_whole(folder: Path, where: str = "model.path") -> None:
-    """Raises InputError for the folder of an adapter, where a model with all its weights is needed."""
-    if (folder / _ADAPTER).is_file():
-        raise InputError(
-            f"{where}: {folder} is an adapter; `dft-mm export RUN --merge --out DIR` makes it a model with all weights"
-        )
-
-
-def _config_folder(folder: Path) -> Path:
-    """Where a model's config.json lies: that of an adapter beside its base's weights."""
-    base = None if (folder / "config.json").is_file() else adapter_base(folder)
-    if base is None:
-        return folder
-    try:
-        return resolve(base, weights=False)
-    except InputError as error:
-        told = str(error).removeprefix("model.path: ")
-        raise InputError(f"{folder}: the base of this adapter is not to be had: {told}") from error
-
-
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The config of a model folder, or of an adapter's base."""
-    return AutoConfig.from_pretrained(_config_folder(folder))
-
-
-def read_family(folder: Path) -> Family:
-    """The family of a model folder, or of an adapter's base; raises InputError for one that is not supported."""
-    path = _config_folder(folder) / "config.json"
-    try:
-        model_type = read_json(path, "model config")["model_type"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a model config with a model_type ({error!r})") from error
-    family = family_of(model_type)
-    if family is None:
-        known = ", ".join(f"{f.model_type} ({f.name})" for f in FAMILIES)
-        raise InputError(f"{path}: model_type {model_type!r} is not supported; there are {known}")
-    return family
-
-
-def load_processing(path: str | Path, weights: bool = True) -> Processing:
-    """Tokenizer, chat template and image numbers; of a hub id the weights are fetched along unless told otherwise."""
-    folder = resolve(str(path), weights)
-    family = read_family(folder)
-    # transformers makes an empty tokenizer of a folder without one, and says nothing.
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
-        raise InputError(f"{folder}: has no tokenizer (tokenizer.json); copy the base model's tokenizer files there")
-    config = read_config(folder)
-    try:
-        # With the config of its base, an adapter's tokenizer is of the class that the base's is.
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
-    if not tokenizer.is_fast:
-        raise InputError(f"{folder}: needs a tokenizer.json (a fast tokenizer)")
-    image_token_id = image_token = image_config = window_size = None
-    if family.has_vision:
-        image_config = read_json(folder / "preprocessor_config.json", "model file")
-        image_token_id, window_size = config.image_token_id, config.vision_config.window_size
-        image_token = tokenizer.convert_ids_to_tokens(image_token_id)
-    template = chat_template(folder, family, tokenizer)
-    return Processing(folder, family, tokenizer, template, image_token, image_token_id, image_config, window_size)
-
-
-def fingerprint(folder: Path) -> str:
-    """Of a folder's weights, without reading all of them: one page of each 16 MiB tells one training from another."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, 16 * 2**20):
-                file.seek(start)
-                digest.update(file.read(4096))
-    return digest.hexdigest()
 
 
 def load_model(

@@ -13,8 +13,9 @@ from transformers import AutoConfig, PreTrainedModel
 from dft_mm.config import LoraConfig
 from dft_mm.errors import InputError
 from dft_mm.families import Family, part_of
+from dft_mm.model.folder import adapter_base, read_family, resolve
 from dft_mm.model.freeze import check_parts
-from dft_mm.model.load import adapter_base, load_model, read_family, resolve
+from dft_mm.model.load import load_model
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel  # takes as long to import as torch: only where there are adapters

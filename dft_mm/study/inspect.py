@@ -18,7 +18,7 @@ from dft_mm.config import Recipe
 from dft_mm.data.dataset import Dataset
 from dft_mm.data.images import ImageError, load_image
 from dft_mm.errors import InputError
-from dft_mm.model.load import Processing, load_processing
+from dft_mm.model.processing import Processing, load_processing
 from dft_mm.train.feed import prepare_data
 
 _ROWS = 5

@@ -17,11 +17,11 @@ from dft_mm.data.patches import blank_patches
 from dft_mm.data.plan import Plan
 from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 from dft_mm.study.memory import Shapes, per_rank, shapes_of
 from dft_mm.study.rehearsal import Event, rehearse, skeleton
 from dft_mm.study.work import PEAKS, Shape, step_operations
-from dft_mm.train.engine import deepspeed_config
+from dft_mm.train.deepspeed_config import deepspeed_config
 from dft_mm.train.feed import RunData, load_data
 
 GIB = 2**30

@@ -15,8 +15,8 @@ from dft_mm.data.plan import epoch_order, heldout_micro_batches
 from dft_mm.dist import log
 from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
-from dft_mm.model.load import Processing
 from dft_mm.model.lora import load_with_adapter
+from dft_mm.model.processing import Processing
 from dft_mm.progress import progress
 from dft_mm.train.feed import make_collator
 from dft_mm.train.module import Trainable

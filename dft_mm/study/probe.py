@@ -15,7 +15,8 @@ import torch
 from dft_mm.config import Recipe
 from dft_mm.data.dataset import Dataset
 from dft_mm.errors import InputError
-from dft_mm.model.load import Processing, adapter_base, load_processing, resolve
+from dft_mm.model.folder import adapter_base, resolve
+from dft_mm.model.processing import Processing, load_processing
 from dft_mm.report.plots import histogram_plot
 from dft_mm.study.advice import IGNORED, advise, source_advice
 from dft_mm.study.probabilities import Probabilities, choose_rows, load_probed, measure

@@ -27,7 +27,8 @@ from dft_mm.families import Family
 from dft_mm.loss.family import Objective
 from dft_mm.loss.head import tile_shape
 from dft_mm.model.attention import pack_tower
-from dft_mm.model.load import Processing, read_family, resolve
+from dft_mm.model.folder import read_family, resolve
+from dft_mm.model.processing import Processing
 from dft_mm.train.build import assemble, reference_path
 from dft_mm.train.module import Trainable
 

@@ -12,7 +12,8 @@ from dft_mm.loss.family import FORMS
 from dft_mm.model.freeze import freeze
 from dft_mm.model.load import load_model
 from dft_mm.model.lora import add_lora
-from dft_mm.train.engine import checkpoint_activations, zero_stage
+from dft_mm.train.deepspeed_config import zero_stage
+from dft_mm.train.engine import checkpoint_activations
 from dft_mm.train.feed import losses_of
 from dft_mm.train.module import Trainable
 

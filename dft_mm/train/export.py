@@ -15,8 +15,9 @@ from dft_mm.errors import InputError
 from dft_mm.loss.family import FORMS
 from dft_mm.model.card import model_card
 from dft_mm.model.export import gather_state, write_adapter, write_model
-from dft_mm.model.load import Processing, load_model, load_processing
+from dft_mm.model.load import load_model
 from dft_mm.model.lora import adapter_config, adapter_state, merge
+from dft_mm.model.processing import Processing, load_processing
 from dft_mm.sections import read_text
 from dft_mm.train.module import Trainable
 from dft_mm.train.run_folder import provenance

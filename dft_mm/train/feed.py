@@ -22,7 +22,8 @@ from dft_mm.data.preparing.manifest import still_holds, summary
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.dist import log
-from dft_mm.model.load import Processing, check_whole
+from dft_mm.model.folder import check_whole
+from dft_mm.model.processing import Processing
 from dft_mm.signals import ignore_stop_signals
 
 _CPU = torch.device("cpu")

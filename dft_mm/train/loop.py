@@ -1,12 +1,11 @@
-"""A run from recipe to export: build, go on where it stopped, step, log, save, stop."""
+"""The steps of a run, between its weights and its export: build, go on where it stopped, step, log, save, stop."""
 
 import hashlib
 import itertools
-import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +17,44 @@ from dft_mm.config import Recipe
 from dft_mm.dist import log
 from dft_mm.errors import InputError, Stopped
 from dft_mm.loss.family import Objective
-from dft_mm.model.load import fingerprint, load_processing, resolve
+from dft_mm.model.folder import fingerprint
+from dft_mm.model.processing import Processing
 from dft_mm.progress import progress
-from dft_mm.signals import StopRequests
 from dft_mm.train.build import build_module
 from dft_mm.train.checkpoint import Checkpoints, SaveError, load
-from dft_mm.train.engine import build_engine, deepspeed_config, zero_stage
+from dft_mm.train.deepspeed_config import zero_stage
+from dft_mm.train.engine import build_engine
 from dft_mm.train.export import export_live
-from dft_mm.train.feed import RunData, heldout_batches, load_data, train_batches, write_batches
-from dft_mm.train.lifecycle import Run, reported
-from dft_mm.train.run_folder import MetricsFile, locked_run, open_run, state_of
+from dft_mm.train.feed import RunData, heldout_batches, train_batches, write_batches
+from dft_mm.train.lifecycle import Run
+from dft_mm.train.run_folder import MetricsFile
 from dft_mm.train.schedule import lr_factor
 from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
 from dft_mm.train.telemetry import Spikes
-from dft_mm.train.tracking import check_installed, tracked
+from dft_mm.train.tracking import tracked
 from dft_mm.train.verify import newest_whole
 
 _GIB = 2**30
 
 
-def train(
+def learn(
     recipe: Recipe,
-    stop_after: int | None = None,
-    accept_changes: bool = False,
-    debug: bool = False,
-    requests: StopRequests | None = None,
+    config: dict[str, Any],
+    processing: Processing,
+    data: RunData,
+    run: Run,
+    stop_after: int | None,
+    debug: bool,
 ) -> None:
-    """Train, or go on where the run stopped; ends with `export/` and STATUS `finished`.
-
-    Every rank calls it.
-
-    Args:
-        stop_after: stop after this step as if a signal had come.
-        accept_changes: go on though the recipe is another than that of the run's checkpoints.
-        debug: write the micro-batches of a step that is not finite into the run folder.
-        requests: signals that ask to stop, where the caller notes them already.
-
-    Raises Stopped after committing a checkpoint, InputError for what the user has to mend.
-    """
-    config = deepspeed_config(recipe)  # before the ranks meet: what is wrong with it is said at once
-    folder = recipe.run_dir
-    # The collator has compared pictures and their tokens; transformers would do so on the device, and wait for it.
-    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
-    with ExitStack() as held:
-        requests = requests or held.enter_context(StopRequests())
-        dist.init()
-        dist.setup_logging()
-        dist.on_main(lambda: check_installed(recipe.log.trackers))
-        dist.on_main(lambda: held.enter_context(locked_run(folder)) and None)
-        dist.on_main(lambda: open_run(folder, recipe, config, accept_changes))
-        _check_shared(folder)
-        if dist.on_main(lambda: state_of(folder)) == "finished":
-            log.info("%s is finished; its result is in %s", recipe.name, folder / "export")
-            return
-        with reported(recipe, requests) as run:
-            processing = load_processing(dist.on_main(lambda: resolve(recipe.model.path)))
-            data = load_data(recipe, processing)
-            log.info("%s: %s; %s", recipe.name, data.summary, _length(recipe, data.plan.steps))
-            module = build_module(recipe, processing.family, config)
-            engine = build_engine(module, processing.family, recipe, config)
-            identity = {
-                "model": _fingerprint(module.model),
-                "data": data.fingerprint,
-                "zero_stage": zero_stage(config),
-            }
-            if recipe.model.lora:
-                identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
-            run.step = _resume(engine, folder, identity)
-            _run_steps(engine, recipe, data, identity, run, stop_after, debug)
-            export_live(module, recipe, processing, folder / "export", run.step, data.end_id)
-        log.info("%s: finished after %d steps; its result is in %s", recipe.name, run.step, folder / "export")
-
-
-def _length(recipe: Recipe, steps: int) -> str:
-    """How long the run is, and by which setting."""
-    most = recipe.train.max_steps
-    epochs = f"train.epochs {recipe.train.epochs}"
-    if most is None or steps < most:
-        beyond = "" if most is None else f", which come before train.max_steps {most}"
-        return f"{steps} steps ({epochs}{beyond})"
-    return f"{steps} steps (train.max_steps; {epochs})"
-
-
-def _check_shared(folder: Path) -> None:
-    """Checkpoints are written by all ranks and verified by one."""
-    ranks = dist.gather_objects((folder / "recipe.yaml").is_file())
-    if not all(ranks):
-        raise InputError(
-            f"output: rank {ranks.index(False)} does not see {folder}, which rank 0 has made; all nodes have to share "
-            "the file system of the run folder: give another `output`"
-        )
+    """From the weights to the export, on every rank; `config` is DeepSpeed's, the rest is as `train` has it."""
+    module = build_module(recipe, processing.family, config)
+    engine = build_engine(module, processing.family, recipe, config)
+    identity = {"model": _fingerprint(module.model), "data": data.fingerprint, "zero_stage": zero_stage(config)}
+    if recipe.model.lora:
+        identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
+    run.step = _resume(engine, run.folder, identity)
+    _run_steps(engine, recipe, data, identity, run, stop_after, debug)
+    export_live(module, recipe, processing, run.folder / "export", run.step, data.end_id)
 
 
 def _fingerprint(model: nn.Module) -> str:

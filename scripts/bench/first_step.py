@@ -18,7 +18,7 @@ from pathlib import Path
 from prepare import command, pretokenise, write_data
 
 from dft_mm.config import load_recipe
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 from dft_mm.train.feed import load_data, train_batches
 
 

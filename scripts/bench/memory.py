@@ -29,13 +29,14 @@ import torch
 from dft_mm import dist
 from dft_mm.config import Recipe
 from dft_mm.loss.family import Objective
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 from dft_mm.study.launch import CPU_ENVIRONMENT
 from dft_mm.study.memory import per_rank, shapes_of
 from dft_mm.study.plan import heaviest
 from dft_mm.study.rehearsal import rehearse, skeleton
 from dft_mm.train.build import build_module
-from dft_mm.train.engine import build_engine, deepspeed_config
+from dft_mm.train.deepspeed_config import deepspeed_config
+from dft_mm.train.engine import build_engine
 from dft_mm.train.feed import load_data
 from dft_mm.train.step import train_step
 from scripts.bench.step_setup import QWEN_1_5B, QWEN_VL_3B, REPO, Setting, write_model, write_rows

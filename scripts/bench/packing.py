@@ -40,7 +40,7 @@ from dft_mm.data.plan import Load, Mixture, Plan, epoch_order
 from dft_mm.loss.family import Objective
 from dft_mm.model.attention import PACKED as PACKED_ATTENTION
 from dft_mm.model.attention import pack_tower
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 from dft_mm.train.feed import image_settings, load_data
 from dft_mm.train.module import Trainable
 from scripts.bench.measure import (

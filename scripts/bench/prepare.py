@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 _WORDS = ["the", "angle", "of", "triangle", "is", "equal", "to", "side", "length", "area", "so", "x", "12", "7", "y"]
 RECIPE = """

@@ -21,7 +21,7 @@ from dft_mm.data.preparing.manifest import read_manifest
 from dft_mm.data.preparing.prepare import prepare
 from dft_mm.data.render import Renderer
 from dft_mm.errors import InputError
-from dft_mm.model.load import Processing, load_processing
+from dft_mm.model.processing import Processing, load_processing
 
 PATTERNS = (
     "train_*/*.jsonl", "train_*/*.json", "wethink_layout/*.jsonl", "mathvision/*.jsonl", "mathverse/*.json",

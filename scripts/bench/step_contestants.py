@@ -18,7 +18,8 @@ from dft_mm.loss.family import Objective
 from dft_mm.model.freeze import freeze, parameter_groups
 from dft_mm.model.load import load_model
 from dft_mm.train.build import build_module
-from dft_mm.train.engine import build_engine, deepspeed_config
+from dft_mm.train.deepspeed_config import deepspeed_config
+from dft_mm.train.engine import build_engine
 from dft_mm.train.feed import train_batches
 from dft_mm.train.step import train_step
 from scripts.bench.measure import REPO

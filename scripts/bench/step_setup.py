@@ -19,8 +19,9 @@ from dft_mm.batch import IGNORE_INDEX, Example, normalise
 from dft_mm.config import Recipe
 from dft_mm.data.images import ImageSettings
 from dft_mm.model.builtin import builtin_folder
+from dft_mm.model.folder import read_family
 from dft_mm.model.freeze import freeze
-from dft_mm.model.load import Processing, load_processing, read_family
+from dft_mm.model.processing import Processing, load_processing
 from dft_mm.study.work import Shape
 from dft_mm.train.feed import RunData, image_settings, load_data
 from scripts.bench.measure import REPO

@@ -71,8 +71,9 @@ def train(given: argparse.Namespace) -> None:
     import trl
     from transformers.trainer_utils import get_last_checkpoint
 
-    from dft_mm.model.load import load_model, load_processing
+    from dft_mm.model.load import load_model
     from dft_mm.model.lora import add_lora
+    from dft_mm.model.processing import load_processing
 
     recipe = load_recipe(given.recipe, given.overrides)
     rows, reward = _DATA[given.method](given.data)
@@ -192,7 +193,7 @@ def _arguments(recipe: Recipe, given: argparse.Namespace) -> dict[str, Any]:
 
 def _deepspeed(recipe: Recipe) -> dict[str, Any]:
     """The recipe's DeepSpeed settings, of which transformers fills in what it decides itself."""
-    from dft_mm.train.engine import deepspeed_config
+    from dft_mm.train.deepspeed_config import deepspeed_config
 
     decided = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     told = {key: value for key, value in deepspeed_config(recipe).items() if value is not None}

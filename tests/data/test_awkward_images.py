@@ -24,7 +24,7 @@ from dft_mm.evaluate.requests import BackendOptions, Request
 from dft_mm.evaluate.suite import SamplingConfig
 from dft_mm.evaluate.task import Question
 from dft_mm.model.builtin import IMAGE_PROCESSOR
-from dft_mm.model.load import resolve
+from dft_mm.model.folder import resolve
 
 WHITE = 255.0
 BROKEN = {

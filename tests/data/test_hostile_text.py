@@ -12,7 +12,7 @@ from conversations import as_given_to_transformers, official, say, small_tokeniz
 from official_templates import OFFICIAL
 
 from dft_mm.data.render import Renderer
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 TOKENS = [
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",

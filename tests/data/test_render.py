@@ -11,7 +11,7 @@ from conversations import TURNS, as_given_to_transformers, official, say, superv
 from PIL import Image
 
 from dft_mm.data.render import Renderer, RenderError
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dft_mm.data.render import Renderer, RenderError
 from dft_mm.errors import InputError
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoTokenizer
 
 from dft_mm.evaluate.tasks.mathematics import MATH_SYSTEM
-from dft_mm.model.load import read_family, resolve
+from dft_mm.model.folder import read_family, resolve
 
 
 def _lively(source, folder):

@@ -146,13 +146,13 @@ def test_with_a_damaged_shard_all_ranks_fall_back_together(runs):
 
 
 SLOW_START = """
-import dft_mm.train.loop as loop, time
-load = loop.load_data
+import dft_mm.train.run as run, time
+load = run.load_data
 def slow(*arguments):
     open({flag!r}, "w").close()
     time.sleep(20)
     return load(*arguments)
-loop.load_data = slow
+run.load_data = slow
 """
 
 

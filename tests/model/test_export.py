@@ -16,8 +16,10 @@ from dft_mm.__main__ import main
 from dft_mm.config import LoraConfig
 from dft_mm.errors import InputError
 from dft_mm.model.export import _stop_at, gather_state, write_adapter, write_model
-from dft_mm.model.load import check_whole, load_model, load_processing, read_family
+from dft_mm.model.folder import check_whole, read_family
+from dft_mm.model.load import load_model
 from dft_mm.model.lora import adapter_config, adapter_state, add_lora, load_with_adapter, merge
+from dft_mm.model.processing import load_processing
 
 READ = """
 import sys

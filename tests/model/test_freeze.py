@@ -5,8 +5,9 @@ import pytest
 from dft_mm.config import OptimConfig
 from dft_mm.errors import InputError
 from dft_mm.families import part_of
+from dft_mm.model.folder import read_family
 from dft_mm.model.freeze import freeze, parameter_groups
-from dft_mm.model.load import load_model, read_family
+from dft_mm.model.load import load_model
 
 
 def test_frozen_parts_do_not_learn_and_the_rest_does(folder):

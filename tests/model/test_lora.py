@@ -8,7 +8,8 @@ from tiny_models import IMAGE_ID
 from dft_mm.config import LoraConfig, ModelConfig
 from dft_mm.errors import InputError
 from dft_mm.model.export import gather_state, write_adapter, write_model
-from dft_mm.model.load import load_model, read_family
+from dft_mm.model.folder import read_family
+from dft_mm.model.load import load_model
 from dft_mm.model.lora import adapter_config, adapter_state, add_lora, merge
 
 # Linear layers by the class's own source; two blocks each.

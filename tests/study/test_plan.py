@@ -12,11 +12,9 @@ from started import done
 
 from dft_mm.__main__ import main
 from dft_mm.config import load_recipe
-from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
-from dft_mm.model import load
 from dft_mm.model.attention import segment_attention
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 from dft_mm.study import plan as planning
 from dft_mm.study import rehearsal
 from dft_mm.study.memory import Shapes, Weight, per_rank
@@ -293,22 +291,6 @@ def test_several_nodes_are_launched_by_a_hostfile(tmp_path):
 def test_wrong_input_is_one_message(recipe_file, capsys, words, message):
     assert main(["plan", str(recipe_file()), *words]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_hub_id_is_read_without_its_weights(monkeypatch):
-    import huggingface_hub
-
-    asked = {}
-
-    def refuse(path, allow_patterns):
-        asked[path] = allow_patterns
-        raise OSError("offline")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(InputError, match="offline"):
-        load.resolve("org/name", weights=False)
-    assert "*.json" in asked["org/name"]
-    assert not any("safetensors" in pattern for pattern in asked["org/name"])
 
 
 def test_devices_have_a_peak_each():

@@ -19,7 +19,8 @@ from dft_mm.data.dataset import Dataset
 from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
 from dft_mm.model.builtin import builtin_folder
-from dft_mm.model.load import load_model, load_processing
+from dft_mm.model.load import load_model
+from dft_mm.model.processing import load_processing
 from dft_mm.study.advice import FACTS_KEPT, FACTS_TOKENS, advise, source_advice
 from dft_mm.study.probabilities import choose_rows
 from dft_mm.study.probe import effective_token_ratio, labels, probe, signal_kept, to_text, write_html

@@ -14,7 +14,7 @@ from dft_mm.data.dataset import Dataset
 from dft_mm.evaluate.mathematics.worker import MathWorker
 from dft_mm.evaluate.task import Answer, Grade, Question
 from dft_mm.lock import locked
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 from dft_mm.study.solved import Solved, statistics
 from dft_mm.train.feed import prepare_data
 

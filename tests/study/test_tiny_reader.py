@@ -2,7 +2,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dft_mm.model.load import load_model, load_processing
+from dft_mm.model.load import load_model
+from dft_mm.model.processing import load_processing
 from dft_mm.study.digits import QUESTION, reasoning, split_problems
 from dft_mm.study.tiny_reader import make_tokenizer, write_tiny_reader
 

@@ -1,5 +1,6 @@
 """A base held in 4 bits under adapters: gradients, whole runs, what is exported and merged, and where it is refused."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,11 +18,11 @@ from dft_mm.config import LossConfig, Recipe
 from dft_mm.data.collate import Collator
 from dft_mm.errors import InputError
 from dft_mm.loss.family import Objective
-from dft_mm.model.load import load_model, read_family
-from dft_mm.train import engine as engine_module
-from dft_mm.train.engine import deepspeed_config
+from dft_mm.model.folder import read_family
+from dft_mm.model.load import load_model
+from dft_mm.train.build import build_module
+from dft_mm.train.deepspeed_config import deepspeed_config
 from dft_mm.train.export import export_checkpoint
-from dft_mm.train.loop import build_module
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -29,6 +30,7 @@ RUN = """
 import json, sys
 import torch
 import dft_mm.train.loop as loop
+import dft_mm.train.run as run
 from dft_mm.config import load_recipe
 from dft_mm.errors import Stopped
 build = loop.build_module
@@ -43,7 +45,7 @@ loop.build_module = watched
 changed, packed = [], 0
 for name, stop_after in (("whole", None), ("resumed", 1), ("resumed", None)):
     try:
-        loop.train(load_recipe(sys.argv[1], [f"name={name}"]), stop_after)
+        run.train(load_recipe(sys.argv[1], [f"name={name}"]), stop_after)
     except Stopped:
         pass
     after = dict(module.named_parameters())
@@ -187,6 +189,6 @@ def test_partitioned_weights_and_several_processes_are_refused(repo, monkeypatch
 
 
 def test_without_bitsandbytes_the_extra_is_named(repo, monkeypatch):
-    monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs bitsandbytes.*dft_mm\[qlora\]"):
         deepspeed_config(recipe_of("m", deepspeed=str(repo / "ds_configs/zero2.json")))

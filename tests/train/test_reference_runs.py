@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from dft_mm.config import load_recipe
 from dft_mm.errors import InputError
-from dft_mm.model.load import resolve
+from dft_mm.model.folder import resolve
 from dft_mm.train.build import build_module
 
 pytestmark = pytest.mark.long
@@ -20,7 +20,7 @@ RUN = """
 import sys
 from dft_mm.config import load_recipe
 from dft_mm.errors import Stopped
-from dft_mm.train.loop import train
+from dft_mm.train.run import train
 
 RUNS = {
     "dft": ["loss.name=dft"],

@@ -204,13 +204,13 @@ def test_an_adapter_in_bfloat16_on_two_ranks_is_trained_saved_and_merged(runs, t
 
 LOSES = """
 import os
-import dft_mm.train.loop as loop
-load = loop.load_data
+import dft_mm.train.run as run
+load = run.load_data
 def lose(*arguments):
     data = load(*arguments)
     os.remove({!r})
     return data
-loop.load_data = lose
+run.load_data = lose
 """
 
 

@@ -15,7 +15,8 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.content import completion_text, load_pictures
 from dft_mm.evaluate.requests import Request
 from dft_mm.evaluate.task import Question
-from dft_mm.model.load import Processing, load_processing, read_config
+from dft_mm.model.folder import read_config
+from dft_mm.model.processing import Processing, load_processing
 from dft_mm.sections import read_json
 
 

@@ -12,7 +12,7 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.backends.content import before_stop, load_picture
 from dft_mm.evaluate.backends.prompts import Prompts
 from dft_mm.evaluate.requests import BackendOptions, Generation, Request
-from dft_mm.model.load import check_whole, resolve
+from dft_mm.model.folder import check_whole, resolve
 
 _BATCH_SIZE = 512
 # Scheduling in another process is not the same each time. vLLM reads this when it is imported.

@@ -11,7 +11,7 @@ from dft_mm.errors import InputError
 from dft_mm.evaluate.benchmark import BenchmarkConfig, EndpointJudge
 from dft_mm.evaluate.suite import Suite
 from dft_mm.evaluate.vlmevalkit.splits import CLASSES, SPLITS, split_of
-from dft_mm.model.load import read_family, resolve
+from dft_mm.model.folder import read_family, resolve
 from dft_mm.sections import read_json
 
 _LMU_DATA = '"${LMUData:-$HOME/LMUData}"'

@@ -10,7 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from dft_mm.data.layouts.tools import DEFAULT_SYSTEM
 from dft_mm.data.render import Renderer
-from dft_mm.model.load import load_processing
+from dft_mm.model.processing import load_processing
 
 TEMPLATE = (Path(__file__).parent / "qwen2_5_instruct.jinja").read_text()
 TOOLS = [

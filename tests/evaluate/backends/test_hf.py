@@ -19,7 +19,8 @@ from dft_mm.evaluate.suite import SamplingConfig, Suite
 from dft_mm.evaluate.task import Question
 from dft_mm.evaluate.tasks.mathematics import MATH_SYSTEM
 from dft_mm.model.export import write_adapter, write_model
-from dft_mm.model.load import load_model, read_family
+from dft_mm.model.folder import read_family
+from dft_mm.model.load import load_model
 from dft_mm.model.lora import adapter_config, adapter_state, add_lora, merge
 
 TOKENS = 6
