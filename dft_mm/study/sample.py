@@ -72,6 +72,11 @@ def sample(
         pictured = any(question.images for question in asked)
         kept, paired = list(correct_rows(solved, cap, pictured)), list(preference_pairs(solved, cap)) if pairs else None
         shown = resolve_prompt(bench, STYLE)
+        if kept and (shown.completion or shown.user != "{question}"):
+            log.warning(
+                "training asks %s by the chat template and without the other words of --prompt; see `prompts` of a "
+                "source", out / "correct.jsonl",
+            )  # fmt: skip
         stats = {
             "model": wanted.model,
             "sampling": sampling.model_dump(mode="json"),
@@ -118,11 +123,6 @@ def verify(answers: Sequence[Answer]) -> list[Grade]:
 
 def _source(out: Path, prompt: Prompt, questions: Sequence[Question]) -> dict[str, str]:
     """The entry of `data.train` that learns from correct.jsonl with the system turn that the model was asked with."""
-    if prompt.completion or prompt.user != "{question}":
-        log.warning(
-            "training asks %s by the chat template and without the other words of --prompt; see `prompts` of a source",
-            out / "correct.jsonl",
-        )
     pictured = [question for question in questions if question.images]
     return {
         "path": str(out / "correct.jsonl"),
@@ -143,5 +143,7 @@ def to_text(stats: Mapping[str, Any]) -> str:
         f"{stats['samples']} answers to {stats['questions']} questions: {status}",
         f"kept {stats['kept']} of {stats['correct']} correct{cut}{pairs}",
         f"questions: {bands}" + (f"; {left} not asked, since their gold answer cannot be graded" if left else ""),
-        "learn from them with  data: {train: [" + json.dumps(stats["source"], ensure_ascii=False) + "]}",
+        "learn from them with  data: {train: [" + json.dumps(stats["source"], ensure_ascii=False) + "]}"
+        if stats["kept"] else "none is kept to learn from: ask more often (--n), by a prompt that the model knows "
+        "(--prompt), or ask easier questions or a stronger model",
     ])  # fmt: skip

@@ -280,6 +280,15 @@ def test_words_of_a_prompt_that_training_would_not_say_are_warned_of(sampled, ou
     assert lines(out / "correct.jsonl")[0]["problem"] == "Question a?"
 
 
+def test_where_nothing_is_kept_it_is_said_what_to_try(sampled, out, capsys):
+    assert sampled({"a": "4"}, {"a": [r"\boxed{5}"]}, "--prompt", "qwen_math_user") == 0
+    said = capsys.readouterr()
+    assert lines(out / "correct.jsonl") == []
+    assert "none is kept to learn from: ask more often (--n)" in said.out
+    assert "learn from them with" not in said.out
+    assert "without the other words" not in said.err
+
+
 @pytest.fixture
 def pictured(tmp_path):
     (tmp_path / "pictures").mkdir()
