@@ -10,10 +10,19 @@ def verdict(row: Row, a: str, b: str) -> str:
     """A row's outcome in words; `a` and `b` are what the two are called."""
     if row["verdict"] != "no_difference":
         return f"{a if row['verdict'] == 'a_better' else b} is better"
+    if not any(row["ci95"]):  # no spread to resample: the interval's width says nothing of how few the questions are
+        return f"no difference is shown: {_alike(row['n'])}"
     enough = {"questions": row["questions_needed"], "seeds": row.get("seeds_needed")}
     ways = [f"about {count:,} {what}" for what, count in enough.items() if count and count > row.get(_HAD[what], 0)]
     more = f"; one of this size would need {' or '.join(ways)}" if ways else ""
     return f"no difference is shown{more}"
+
+
+def _alike(count: int) -> str:
+    """What it says that so many questions came out alike: an exact binomial bound (Clopper-Pearson, one-sided)."""
+    most = 100 * (1 - 0.05 ** (1 / count))
+    what = f"all {count:,} questions" if count > 1 else "the one question"
+    return f"{what} came out alike, which at 95 % leaves room for {most:.2g} % of others that do not"
 
 
 def in_words(row: Row) -> str:

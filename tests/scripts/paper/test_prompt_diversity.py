@@ -204,7 +204,7 @@ def test_the_table_has_every_arm_and_shift_and_says_what_was_planted(commands, t
         assert table[0] == ["arm", *shifts]
         assert [row[0] for row in table[2:11]] == ["builtin:tiny-lm, untrained", *LABELS]
         assert all(re.fullmatch(r"\d+\.\d \(\d+\.\d to \d+\.\d\)", cell) for row in table[2:11] for cell in row[1:])
-        words_of = {(row[0], row[1], row[5].split(";")[0]) for row in table[11:] if len(row) == 6}
+        words_of = {(row[0], row[1], re.split("[;:]", row[5])[0]) for row in table[11:] if len(row) == 6}
         assert ("CoT, fixed wording", shifts[0], "no difference is shown") in words_of
         assert ("fixed wording, SFT", shifts[0], "CoT is better") in words_of
         assert ("CoT, DFT", shifts[-1], "diverse wording is better") in words_of
