@@ -14,6 +14,7 @@ from dft_mm.batch import Batch
 P_BINS = 10
 _SPIKE_STEPS = 50
 _SPIKE_WIDTHS = 8.0
+_SPIKE_LEAST = 0.1  # nats per token
 
 
 _VALUES = ("loss", "nll", "weight", "p", "end_p", "entropy", "entropies", "skipped", "stop", "saving")
@@ -138,7 +139,7 @@ class Spikes:
 
     def look(self, step: int, ce: float) -> str | None:
         """A note about this step's cross-entropy, where it is a spike: above the median of the last 50 steps by more
-        than 8 times their median distance from it.
+        than 8 times their median distance from it, and by more than 0.1: near 0 a loss scatters over powers of ten.
         """
         seen, note = list(self._last), None
         self._last.append(ce)
@@ -146,7 +147,7 @@ class Spikes:
             return None
         middle = statistics.median(seen)
         width = max(statistics.median(abs(value - middle) for value in seen), 0.01 * abs(middle))
-        if ce > middle + _SPIKE_WIDTHS * width:
+        if ce > middle + max(_SPIKE_WIDTHS * width, _SPIKE_LEAST):
             note = f"step {step}: the loss jumped: cross-entropy {ce:.3g}, {middle:.3g} in the {len(seen)} steps before"
         return note
 
