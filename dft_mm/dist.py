@@ -54,7 +54,14 @@ def init() -> torch.device:
         backend = accelerator.communication_backend_name()
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=_LONGEST)
         _unlink_shared_buffers()
-    return torch.device(accelerator.current_device_name())
+    return device()
+
+
+def device() -> torch.device:
+    """This rank's."""
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().current_device_name())
 
 
 def _unlink_shared_buffers() -> None:

@@ -64,9 +64,3 @@ class StopRequests:
         self.received.append(number)
         if not self._deferred and not repeated:
             self.check()
-
-
-def ignore_stop_signals(_: int = 0) -> None:
-    """For helper processes: the training process decides when they end, also when a whole group is signalled."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

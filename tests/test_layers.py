@@ -12,7 +12,7 @@ LAYERS = [
     {"report"},
     {"train", "evaluate"},
     {"loss", "data", "model"},
-    {"batch", "dist", "progress", "restart"},
+    {"batch", "dist", "workers", "progress", "restart"},
     {"config", "families", "atomic", "lock", "signals"},
     {"sections"},
     {"errors"},

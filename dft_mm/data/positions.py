@@ -5,7 +5,6 @@ with a synchronisation each. Here it is made on the CPU, by the workers that mak
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 
 def mrope_positions(ids: Tensor, image_token_id: int, grids: Tensor | None, merge_size: int) -> Tensor:
@@ -51,6 +50,9 @@ def vision_layout(grids: Tensor, merge_size: int, window_size: int, patch_size: 
         Arguments of the whole model, which hands what is called image_NAME to its tower as NAME: position_ids (P, 2),
         cu_seqlens and max_seqlen of whole pictures, window_index, cu_window_seqlens and max_window_seqlen of windows.
     """
+    # A second, that workers which make batches of text alone need not take before the first of them.
+    from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+
     cu_seqlens = get_vision_cu_seqlens(grids)
     window_index, cu_window_seqlens = get_vision_window_index(grids, merge_size, window_size, patch_size)
     return {

@@ -24,7 +24,7 @@ from dft_mm.data.render import Renderer
 from dft_mm.dist import log
 from dft_mm.model.folder import check_whole
 from dft_mm.model.processing import Processing
-from dft_mm.signals import ignore_stop_signals
+from dft_mm.workers import begin_data_worker, deaf_to_stop_signals
 
 _CPU = torch.device("cpu")
 _AHEAD = 4  # micro-batches that a worker may have ready: held-out passes and checkpoints give it the time to make them
@@ -135,7 +135,9 @@ def train_batches(data: RunData, recipe: Recipe, first_step: int, device: torch.
     steps = range(first_step, data.plan.steps + 1)
     sampler = _Lazy(lambda: itertools.chain.from_iterable(data.plan.micro_batches(s)[dist.rank()] for s in steps))
     on_gpu = device.type == "cuda"
-    batches = iter(_loader(data.train, sampler, data.collate, recipe.data.workers, pin_memory=on_gpu))
+    loader = _loader(data.train, sampler, data.collate, recipe.data.workers, pin_memory=on_gpu)
+    with deaf_to_stop_signals():
+        batches = iter(loader)
     return Waiting(copied_ahead(batches, device) if on_gpu else batches)
 
 
@@ -174,7 +176,9 @@ def _loader(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=_AHEAD if workers else None,
-        worker_init_fn=ignore_stop_signals,
+        # This process has threads, and a fork keeps for ever the locks that they hold at its moment.
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=begin_data_worker,
         # Else it draws from torch's own state: once more in a run that goes on than in one that was not stopped.
         generator=torch.Generator(),
     )

@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +24,14 @@ from dft_mm.train.checkpoint import Checkpoints, SaveError, load
 from dft_mm.train.deepspeed_config import zero_stage
 from dft_mm.train.engine import build_engine
 from dft_mm.train.export import export_live
-from dft_mm.train.feed import RunData, heldout_batches, train_batches, write_batches
+from dft_mm.train.feed import RunData, Waiting, heldout_batches, train_batches, write_batches
 from dft_mm.train.lifecycle import Run
 from dft_mm.train.run_folder import MetricsFile
 from dft_mm.train.schedule import lr_factor
 from dft_mm.train.step import NonFiniteError, heldout_pass, train_step
 from dft_mm.train.telemetry import Spikes
 from dft_mm.train.tracking import tracked
-from dft_mm.train.verify import newest_whole
+from dft_mm.train.verify import newest_whole, read_manifest
 
 _GIB = 2**30
 
@@ -47,13 +46,18 @@ def learn(
     debug: bool,
 ) -> None:
     """From the weights to the export, on every rank; `config` is DeepSpeed's, the rest is as `train` has it."""
+    found = newest_whole(run.folder / "checkpoints")
+    first = read_manifest(found)["step"] + 1 if found else 1
+    batches = train_batches(data, recipe, first, dist.device())  # their workers start while the weights are loaded
     module = build_module(recipe, processing.family, config)
     engine = build_engine(module, processing.family, recipe, config)
     identity = {"model": _fingerprint(module.model), "data": data.fingerprint, "zero_stage": zero_stage(config)}
     if recipe.model.lora:
         identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
-    run.step = _resume(engine, run.folder, identity)
-    _run_steps(engine, recipe, data, identity, run, stop_after, debug)
+    run.step = load(engine, found, identity) if found else 0
+    if found:
+        log.info("going on after step %d, from %s", run.step, found)
+    _run_steps(engine, recipe, data, batches, identity, run, stop_after, debug)
     export_live(module, recipe, processing, run.folder / "export", run.step, data.end_id)
 
 
@@ -63,20 +67,11 @@ def _fingerprint(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _resume(engine: Any, folder: Path, identity: dict[str, Any]) -> int:
-    """Load the newest whole checkpoint, if there is one, and return its step, else 0."""
-    found = newest_whole(folder / "checkpoints")
-    if found is None:
-        return 0
-    step = load(engine, found, identity)
-    log.info("going on after step %d, from %s", step, found)
-    return step
-
-
 def _run_steps(
     engine: Any,
     recipe: Recipe,
     data: RunData,
+    batches: Waiting,
     identity: dict[str, Any],
     run: Run,
     stop_after: int | None,
@@ -88,13 +83,12 @@ def _run_steps(
     saver = Checkpoints(
         engine, run.folder / "checkpoints", identity, recipe.train.keep, sync_metrics, run.watch.alive
     )
-    batches = train_batches(data, recipe, first, engine.device)
     lost: set[str] = set()
     spikes = Spikes()
     trackers = recipe.log.trackers if metrics else []
     with (
         run.requests.deferred(),
-        tracked(trackers, run.folder, run.step, run.note) as look_at_trackers,  # after the workers, which fork
+        tracked(trackers, run.folder, run.step, run.note) as look_at_trackers,
         progress("train", plan.steps, run.step, dist.is_main()) as advance,
     ):
         for step in range(first, plan.steps + 1):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 from pathlib import Path
@@ -57,7 +58,8 @@ class Started:
         start = ["--module", "dft_mm"]
         if prelude:
             script = runs.folder / f"{self.mark}.py"
-            script.write_text(f"{prelude}\nfrom dft_mm.__main__ import entry\nentry()\n")
+            main = textwrap.indent(f"{prelude}\nfrom dft_mm.__main__ import entry\nentry()\n", "    ")
+            script.write_text(f"if __name__ == '__main__':\n{main}")  # its data workers import it
             start = [str(script)]
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks)]
         command = [*launcher, "--master_port", str(runs.free_port()), *start, "train", str(runs.recipe), f"name={name}"]
@@ -81,9 +83,8 @@ class Started:
         return found
 
     def rank(self, number):
-        """The training process of a rank: the deepest that is no fork of another, as data workers are."""
-        own = [p for p in self.left() if p.environ().get("RANK") == str(number)]
-        started = [p for p in own if "train" in p.cmdline() and p.cmdline() != p.parent().cmdline()]
+        """The training process of a rank: with restarts the deepest."""
+        started = [p for p in self.left() if p.environ().get("RANK") == str(number) and "train" in p.cmdline()]
         return max(started, key=lambda p: len(p.parents()))
 
     def both_ranks(self):

@@ -1,9 +1,13 @@
 """The same examples in the same steps on 1, 2 and 4 ranks and after restarts, from rows in files to micro-batches."""
 
+import atexit
 import contextlib
 import itertools
 import json
+import multiprocessing
+import threading
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -157,6 +161,48 @@ def test_a_run_that_goes_on_is_given_what_it_would_have_come_to(ranks, alone, wo
                 for name in TENSORS:
                     a, b = getattr(mine, name), getattr(theirs, name)
                     assert (a is None and b is None) or torch.equal(a, b), name
+
+
+BUSY = threading.Lock()
+
+
+def collate_under_a_lock(examples):
+    assert BUSY.acquire(timeout=20)
+    return SimpleNamespace(lost=[], ids=[example.id for example in examples])
+
+
+def test_locks_that_threads_of_the_run_hold_do_not_stop_its_workers(ranks, alone):
+    """The watch and torch have threads; what is forked while one of them holds a lock waits for it for ever."""
+    data = replace(alone[0], collate=collate_under_a_lock)
+    ranks.patch.setattr(dist, "rank", lambda: 0)
+    with BUSY:
+        batch = next(train_batches(data, ranks.recipe(ranks.folder / "locked", workers=1), 1))
+    assert batch.ids == [*flat(alone[1])[0].example_ids]
+
+
+class NotesTheEndOfPython:
+    """In the process that it is sent to."""
+
+    def __init__(self, note):
+        self.note = note
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        atexit.register(self.note.touch)
+
+    def __call__(self, examples):
+        return SimpleNamespace(lost=[])
+
+
+def test_workers_end_without_taking_python_down_which_can_abort_them(ranks, alone, tmp_path):
+    data = replace(alone[0], collate=NotesTheEndOfPython(tmp_path / "note"))
+    batches = train_batches(data, ranks.recipe(ranks.folder / "noted", workers=1), 1)
+    workers = multiprocessing.active_children()
+    assert sum(1 for _ in batches) > 0
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0]
+    assert not (tmp_path / "note").exists()
 
 
 def test_a_run_that_goes_on_with_other_ranks_keeps_the_order_of_examples(ranks, alone):

@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 from dft_mm.evaluate.vlmevalkit.asking import Wrong, load, locate
 from dft_mm.evaluate.vlmevalkit.tabulating import score
+from dft_mm.workers import end_with_parent
 
 _MEMORY_BYTES = 4 << 30
 _DOWNLOAD_SILENCE_S = 60
@@ -24,7 +24,7 @@ _DOWNLOAD_SILENCE_S = 60
 
 def main() -> None:
     """Answer the request on standard input with lines {"advance": n} and at last {"result"}, {"wrong"} or {"judge"}."""
-    _die_with_parent()
+    end_with_parent()  # a killed evaluation leaves nothing behind that goes on asking a judge
     request = json.load(sys.stdin)
     if request["verb"] == "score":  # model text is at work
         limits = {resource.RLIMIT_AS: _MEMORY_BYTES, resource.RLIMIT_CPU: request["limit_s"], resource.RLIMIT_CORE: 0}
@@ -45,12 +45,3 @@ def main() -> None:
         tell(result={"locate": locate, "load": load, "score": score}[request["verb"]](request, tell))
     except Wrong as error:
         tell(wrong=str(error))
-
-
-def _die_with_parent() -> None:
-    """A killed evaluation leaves nothing behind that goes on asking a judge."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
