@@ -44,7 +44,8 @@ class Watch:
     Args:
         folder: the run's; stacks of a run that stands still go into `stacks/` in it.
         hang_s: a rank that is silent, or at one place, for so long holds the run up.
-        on_verdict: called in the watching thread with what is to be said, on rank 0, or on others where that is gone.
+        on_verdict: called with what is to be said, on rank 0, or on others where that is gone; in the watching thread,
+            or in that which asks for the `cause` of its error. It may be called by both.
     """
 
     def __init__(self, folder: Path, hang_s: float, on_verdict: Callable[[str], None]) -> None:
@@ -101,6 +102,7 @@ class Watch:
             self.verdict = self._judge()
             time.sleep(_EVERY_S / 5)
         if self.verdict:
+            self._pass_on(self.verdict)  # this process may end before its watching thread has a look
             return RankFailedError(self.verdict)
         return Stopped("another rank was asked to stop") if self._peer_stopped else None
 
@@ -217,20 +219,25 @@ class Watch:
         if place["host"] == self._place["host"] and place["pid"] != self._place["pid"]:
             self._held_up_by.append((place["pid"], place["born"]))
 
+    def _pass_on(self, verdict: str) -> None:
+        """Rank 0 tells the run's folder and the other ranks; where it is gone itself, they tell the folder."""
+        try:
+            if self._rank == 0 or verdict.startswith("rank 0 "):
+                self._on_verdict(verdict)
+            if self._rank == 0 and self._store is not None:
+                self._store.set("verdict", verdict)
+        except RuntimeError as error:
+            log.error("the verdict could not be passed on: %r", error)
+
     def _end(self) -> None:
         """Say the verdict, and end this process if its main thread does not within a moment."""
+        self._pass_on(self.verdict)
+        log.error("%s", self.verdict)
         try:
-            if self._rank == 0:
-                self._on_verdict(self.verdict)
-                if self._store is not None:
-                    self._store.set("verdict", self.verdict)
-            elif self.verdict.startswith("rank 0 "):
-                self._on_verdict(self.verdict)
-            log.error("%s", self.verdict)
             faulthandler.dump_traceback(file=self._stacks)
             self._stacks.flush()
-        except (OSError, RuntimeError) as error:
-            log.error("the verdict could not be passed on: %r", error)
+        except OSError as error:
+            log.error("the stacks could not be written: %r", error)
         if self._closing.wait(_PATIENCE_S):
             return
         for pid, born in self._held_up_by:  # a stopped process hears of nothing

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from dft_mm.errors import Stopped
-from dft_mm.train.watch import Watch
+from dft_mm.train.watch import RankFailedError, Watch
 
 
 @pytest.fixture
@@ -35,12 +35,17 @@ def test_nobody_is_blamed_while_all_go_on(watch):
     assert judge(watch, place(), place(marks=9)) is None
 
 
-def test_a_process_of_this_host_that_is_gone_is_dead(watch):
+def zombie(**changes):
     pid = os.fork()
     if not pid:
         os._exit(0)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    gone = place(host=socket.gethostname(), pid=pid, born=psutil.Process(pid).create_time(), step=7)
+    return place(host=socket.gethostname(), pid=pid, born=psutil.Process(pid).create_time(), **changes)
+
+
+def test_a_process_of_this_host_that_is_gone_is_dead(watch):
+    gone = zombie(step=7)
+    pid = gone["pid"]
     told = f"rank 2 (process {pid} on {socket.gethostname()}) died at step 7, in micro-batch 1"
     assert judge(watch, place(), gone) == told  # a zombie is dead, too
     os.waitpid(pid, 0)
@@ -88,6 +93,31 @@ def test_a_rank_that_failed_by_itself_is_quoted_and_one_that_stopped_is_not(watc
     assert judge(watch, place(end="stopped"), place(end="lost contact"), silent=[1, 2]) is None
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
     assert isinstance(watch.cause(lost), Stopped)
+
+
+class StoreThatWentWithRank0:
+    def set(self, key, text):
+        raise RuntimeError("Broken pipe")
+
+    def check(self, keys):
+        raise RuntimeError("Broken pipe")
+
+
+def test_a_rank_whose_error_comes_of_the_end_of_rank_0_tells_the_folder_of_it_and_ends(tmp_path, monkeypatch):
+    """Before its watching thread has a look: there is none here."""
+    told = []
+    watch = Watch(tmp_path, hang_s=60, on_verdict=told.append)
+    watch.close()
+    gone = zombie()
+    for name, value in {"_rank": 1, "_world": 2, "_store": StoreThatWentWithRank0()}.items():
+        monkeypatch.setattr(watch, name, value)
+    watch._closing.clear()
+    watch._heard = {0: (json.dumps(gone), time.monotonic())}
+    cause = watch.cause(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection reset by peer"))
+    os.waitpid(gone["pid"], 0)
+    assert isinstance(cause, RankFailedError)
+    assert told == [f"rank 0 (process {gone['pid']} on {socket.gethostname()}) died at step 3, in micro-batch 1"]
+    assert str(cause) == told[0]
 
 
 def test_an_error_of_its_own_stays_what_it_is(watch):
