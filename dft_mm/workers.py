@@ -30,6 +30,11 @@ def deaf_to_stop_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def being_imported_by_a_worker() -> bool:
+    """Whether this is a process that is spawned just now and imports its parent's script, which should only define."""
+    return getattr(multiprocessing.current_process(), "_inheriting", False)
+
+
 def begin_data_worker(_: int) -> None:
     """The start of a worker of a DataLoader, as its `worker_init_fn`."""
     end_with_parent()

@@ -16,6 +16,7 @@ from dft_mm.train.feed import load_data
 from dft_mm.train.lifecycle import reported
 from dft_mm.train.run_folder import locked_run, open_run, state_of
 from dft_mm.train.tracking import check_installed
+from dft_mm.workers import being_imported_by_a_worker
 
 
 def train(
@@ -37,6 +38,8 @@ def train(
 
     Raises Stopped after committing a checkpoint, InputError for what the user has to mend.
     """
+    if being_imported_by_a_worker():
+        raise InputError("a data worker imports this script: call train under `if __name__ == \"__main__\":`")
     config = deepspeed_config(recipe)  # before the ranks meet: what is wrong with it is said at once
     folder = recipe.run_dir
     # The collator has compared pictures and their tokens; transformers would do so on the device, and wait for it.
