@@ -19,9 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def deaf_to_stop_signals() -> Iterator[None]:
-    """What is spawned in the block hears of no stop signal, which whole process groups are sent. One that this process
-    is sent meanwhile comes to it after the block.
-    """
+    """What is spawned in the block hears of no stop signal, which whole process groups are sent."""
     resource_tracker.ensure_running()  # its start would open the signals again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -1,17 +1,13 @@
 """Processes that work for another."""
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 
 import psutil
 import pytest
 
-from dft_mm.errors import Stopped
-from dft_mm.signals import STOP_SIGNALS, StopRequests
-from dft_mm.workers import deaf_to_stop_signals
+from dft_mm.signals import STOP_SIGNALS
 
 PARENT = """
 import ctypes, multiprocessing, os, sys, threading, time
@@ -101,14 +97,13 @@ def test_a_worker_hears_of_no_stop_signal_but_its_parents(parent):
     assert gone(worker, 0)
 
 
-def test_a_signal_that_comes_while_workers_start_stops_their_parent_afterwards():
-    started = []
-
-    def start_workers():
-        with deaf_to_stop_signals():
-            os.kill(os.getpid(), signal.SIGTERM)
-            started.append("all of them")
-
-    with StopRequests(), pytest.raises(Stopped):
-        start_workers()
-    assert started
+def test_a_script_knows_whether_a_worker_imports_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\nfrom dft_mm.workers import being_imported_by_a_worker\n"
+        "print(being_imported_by_a_worker(), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=print).start()\n"
+    )
+    told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["False", "True"]

@@ -48,7 +48,9 @@ def learn(
     """From the weights to the export, on every rank; `config` is DeepSpeed's, the rest is as `train` has it."""
     found = newest_whole(run.folder / "checkpoints")
     first = read_manifest(found)["step"] + 1 if found else 1
-    batches = train_batches(data, recipe, first, dist.device())  # their workers start while the weights are loaded
+    with run.requests.deferred():  # a worker that is half begun would complain
+        batches = train_batches(data, recipe, first, dist.device())  # workers start while the weights are loaded
+    run.requests.check()
     module = build_module(recipe, processing.family, config)
     engine = build_engine(module, processing.family, recipe, config)
     identity = {"model": _fingerprint(module.model), "data": data.fingerprint, "zero_stage": zero_stage(config)}

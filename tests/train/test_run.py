@@ -14,6 +14,9 @@ from runs import Runs
 from safetensors.torch import load_file
 from started import done
 
+from dft_mm.errors import InputError
+from dft_mm.train.run import train
+
 ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 STEPS = 6
 KEYS = {
@@ -139,17 +142,10 @@ def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_to_the_same_weights(ru
     assert runs.weights("signalled1") == runs.weights("whole1")
 
 
-def test_a_script_that_trains_when_it_is_imported_too_is_told_what_to_write(runs):
-    """Data workers import the script that they are started by, as all that is spawned does."""
-    script = runs.folder / "script.py"
-    script.write_text(
-        "import sys\nfrom dft_mm.config import load_recipe\nfrom dft_mm.train.run import train\n"
-        "train(load_recipe(sys.argv[1], ['name=script', 'data.workers=1']))\n"
-    )
-    command = [sys.executable, str(script), str(runs.recipe)]
-    run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240, check=False)
-    assert run.returncode == 1, run.stderr
-    assert "a data worker imports this script: call train under `if __name__ ==" in run.stderr
+def test_a_script_that_trains_when_a_worker_imports_it_is_told_what_to_write(monkeypatch):
+    monkeypatch.setattr("dft_mm.train.run.being_imported_by_a_worker", lambda: True)
+    with pytest.raises(InputError, match="call train under `if __name__ =="):
+        train(None)
 
 
 def test_a_finished_run_is_not_trained_again(runs):
