@@ -56,8 +56,9 @@ def learn(
     identity = {"model": _fingerprint(module.model), "data": data.fingerprint, "zero_stage": zero_stage(config)}
     if recipe.model.lora:
         identity["base"] = dist.on_main(lambda: fingerprint(processing.folder))
-    run.step = load(engine, found, identity) if found else 0
+    run.step = 0
     if found:
+        run.step = load(engine, found, identity)
         log.info("going on after step %d, from %s", run.step, found)
     _run_steps(engine, recipe, data, batches, identity, run, stop_after, debug)
     export_live(module, recipe, processing, run.folder / "export", run.step, data.end_id)
